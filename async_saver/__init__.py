@@ -1,0 +1,36 @@
+"""A LangGraph checkpointer for programs that run many agents at once."""
+
+from async_saver.errors import (
+    AsyncSaverError,
+    ConfigError,
+    DeserializationError,
+    InvalidTypeError,
+    InvalidValueError,
+    PortalError,
+    SerializationError,
+    ThreadExistsError,
+)
+from async_saver.saver import AsyncSaver
+from async_saver.stores.base import Store
+from async_saver.stores.memory import MemoryStore
+
+InMemorySaver = AsyncSaver
+MemorySaver = AsyncSaver
+
+__all__ = [
+    "AsyncSaver",
+    "AsyncSaverError",
+    "ConfigError",
+    "DeserializationError",
+    "InMemorySaver",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "MemorySaver",
+    "MemoryStore",
+    "PortalError",
+    "SerializationError",
+    "Store",
+    "ThreadExistsError",
+]
+
+__version__ = "0.1.0"

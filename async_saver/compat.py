@@ -1,0 +1,303 @@
+"""What InMemorySaver shows beside its methods: `storage`, `writes` and `blobs`, and mappings that a factory makes."""
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, ExitStack
+from types import MappingProxyType, TracebackType
+from typing import Any, NoReturn, TypeAlias, TypeVar
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from typing_extensions import Self
+
+from async_saver.codec import record_of
+from async_saver.errors import DeserializationError, InvalidTypeError, shown
+from async_saver.records import Blob, WriteRecord
+from async_saver.stores.bucket import Bucket, Namespace, WriteKey
+from async_saver.stores.memory import MemoryStore
+
+__all__ = ["Blobs", "Files", "Storage", "Writes"]
+
+Checkpoint: TypeAlias = tuple[Blob, Blob, str | None]
+"""The serialised checkpoint and metadata, and the parent's id."""
+
+Write: TypeAlias = tuple[str, str, Blob, str]
+"""A write's task_id, channel, serialised value and task_path."""
+
+WritesKey: TypeAlias = tuple[str, str, str]
+"""(thread_id, checkpoint_ns, checkpoint_id)"""
+
+BlobKey: TypeAlias = tuple[str, str, str, str | int | float]
+"""(thread_id, checkpoint_ns, channel, version)"""
+
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
+
+
+class _View(MutableMapping[_K, _V]):
+    """A mapping that shows a store's present contents, and cannot be assigned to."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    @abstractmethod
+    def _keys(self, buckets: Mapping[str, Bucket]) -> list[_K]:
+        """Return the keys as they are now."""
+
+    def _has(self, key: Any, buckets: Mapping[str, Bucket]) -> bool:
+        return key in self._keys(buckets)
+
+    def __iter__(self) -> Iterator[_K]:
+        return iter(self._store.peek(self._keys))
+
+    def __len__(self) -> int:
+        return len(self._store.peek(self._keys))
+
+    def __contains__(self, key: object) -> bool:
+        return self._store.peek(lambda buckets: self._has(key, buckets))
+
+    def get(self, key: _K, default: Any = None) -> Any:
+        """Return the value of a known key, else `default`."""
+        return self[key] if key in self else default  # noqa: SIM401  (it would call itself)
+
+    def __setitem__(self, key: _K, value: _V) -> NoReturn:
+        raise InvalidTypeError(
+            f"cannot assign to {type(self).__name__.strip('_').lower()} of an AsyncSaver, which only shows what is "
+            "stored: call aput() or put() for checkpoints, aput_writes() or put_writes() for writes"
+        )
+
+    def __delitem__(self, key: _K) -> None:
+        raise InvalidTypeError(
+            f"cannot delete from {type(self).__name__.strip('_').lower()} of an AsyncSaver, which only shows what is "
+            "stored: call adelete_thread() or delete_thread() for a conversation, aprune() or prune() for old "
+            "checkpoints"
+        )
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+class Storage(_View[str, "MutableMapping[str, MutableMapping[str, Checkpoint]]"]):
+    """thread_id -> checkpoint_ns -> checkpoint_id -> (checkpoint, metadata, parent id).
+
+    `del`, `pop` and `clear` delete conversations.
+    """
+
+    def _keys(self, buckets: Mapping[str, Bucket]) -> list[str]:
+        return [thread_id for thread_id, bucket in buckets.items() if bucket.order]
+
+    def _has(self, key: Any, buckets: Mapping[str, Bucket]) -> bool:
+        return key in buckets and bool(buckets[key].order)
+
+    def __getitem__(self, key: str) -> MutableMapping[str, MutableMapping[str, Checkpoint]]:
+        return _Namespaces(self._store, key)
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self:
+            raise KeyError(key)
+        self._store.discard([key])
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """Delete a conversation and return what it held, as plain dicts; or `default` for an unknown one."""
+        if key not in self and default:
+            return default[0]
+        held = {ns: dict(checkpoints) for ns, checkpoints in self[key].items()}
+        del self[key]
+        return held
+
+    def clear(self) -> None:
+        """Delete every conversation."""
+        self._store.discard(None)
+
+
+class _Namespaces(_View[str, "MutableMapping[str, Checkpoint]"]):
+    def __init__(self, store: MemoryStore, thread_id: str) -> None:
+        super().__init__(store)
+        self._thread_id = thread_id
+
+    def _keys(self, buckets: Mapping[str, Bucket]) -> list[str]:
+        bucket = buckets.get(self._thread_id)
+        return [ns for ns, namespace in bucket.namespaces.items() if namespace.ids] if bucket is not None else []
+
+    def __getitem__(self, key: str) -> MutableMapping[str, Checkpoint]:
+        return _Checkpoints(self._store, self._thread_id, key)
+
+
+class _Checkpoints(_View[str, Checkpoint]):
+    def __init__(self, store: MemoryStore, thread_id: str, checkpoint_ns: str) -> None:
+        super().__init__(store)
+        self._thread_id = thread_id
+        self._checkpoint_ns = checkpoint_ns
+
+    def _namespace(self, buckets: Mapping[str, Bucket]) -> Namespace | None:
+        bucket = buckets.get(self._thread_id)
+        return bucket.namespaces.get(self._checkpoint_ns) if bucket is not None else None
+
+    def _keys(self, buckets: Mapping[str, Bucket]) -> list[str]:
+        namespace = self._namespace(buckets)
+        return namespace.ids.copy() if namespace is not None else []
+
+    def _has(self, key: Any, buckets: Mapping[str, Bucket]) -> bool:
+        return self._read(key, buckets) is not None
+
+    def _read(self, key: str, buckets: Mapping[str, Bucket]) -> Checkpoint | None:
+        namespace = self._namespace(buckets)
+        record = namespace.visible(key) if namespace is not None else None
+        return (record.checkpoint, record.metadata, record.parent_id) if record is not None else None
+
+    def __getitem__(self, key: str) -> Checkpoint:
+        found = self._store.peek(lambda buckets: self._read(key, buckets))
+        if found is None:
+            raise KeyError(key)
+        return found
+
+
+class Writes(_View[WritesKey, "Mapping[WriteKey, Write]"]):
+    """(thread_id, checkpoint_ns, checkpoint_id) -> (task_id, idx) -> (task_id, channel, value, task_path)."""
+
+    def _keys(self, buckets: Mapping[str, Bucket]) -> list[WritesKey]:
+        return [
+            (thread_id, checkpoint_ns, checkpoint_id)
+            for thread_id, bucket in buckets.items()
+            for checkpoint_ns, namespace in bucket.namespaces.items()
+            for checkpoint_id in namespace.writes
+        ]
+
+    def _has(self, key: Any, buckets: Mapping[str, Bucket]) -> bool:
+        return bool(self._read(key, buckets))
+
+    @staticmethod
+    def _read(key: WritesKey, buckets: Mapping[str, Bucket]) -> dict[WriteKey, Write]:
+        bucket = buckets.get(key[0])
+        namespace = bucket.namespaces.get(key[1]) if bucket is not None else None
+        writes = namespace.writes.get(key[2], {}) if namespace is not None else {}
+        return {key: _as_write(write) for key, write in writes.items()}
+
+    def __getitem__(self, key: WritesKey) -> Mapping[WriteKey, Write]:
+        return MappingProxyType(self._store.peek(lambda buckets: self._read(key, buckets)))
+
+
+class Blobs(_View[BlobKey, Blob]):
+    """(thread_id, checkpoint_ns, channel, version) -> serialised value."""
+
+    def _keys(self, buckets: Mapping[str, Bucket]) -> list[BlobKey]:
+        return [
+            (thread_id, checkpoint_ns, *key)
+            for thread_id, bucket in buckets.items()
+            for checkpoint_ns, namespace in bucket.namespaces.items()
+            for key, version in namespace.versions.items()
+            if version.blob is not None
+        ]
+
+    def _has(self, key: Any, buckets: Mapping[str, Bucket]) -> bool:
+        return self._read(key, buckets) is not None
+
+    @staticmethod
+    def _read(key: BlobKey, buckets: Mapping[str, Bucket]) -> Blob | None:
+        bucket = buckets.get(key[0])
+        namespace = bucket.namespaces.get(key[1]) if bucket is not None else None
+        version = namespace.versions.get((key[2], key[3])) if namespace is not None else None
+        return version.blob if version is not None else None
+
+    def __getitem__(self, key: BlobKey) -> Blob:
+        found = self._store.peek(lambda buckets: self._read(key, buckets))
+        if found is None:
+            raise KeyError(key)
+        return found
+
+
+def _as_write(write: WriteRecord) -> Write:
+    return write.task_id, write.channel, write.value, write.task_path
+
+
+class Files(AbstractContextManager["Files", None]):
+    """The three mappings that a `factory` makes, such as `PersistentDict`s: read on entry, filled on exit.
+
+    They are made, entered and closed as InMemorySaver does it, so that files which it wrote open here and the other
+    way round.
+    """
+
+    def __init__(self, factory: Callable[..., Any], store: MemoryStore, serde: SerializerProtocol) -> None:
+        self._store = store
+        self._serde = serde
+        self._stack = ExitStack()
+        self._storage = factory(lambda: defaultdict(dict))
+        self._writes = factory(dict)
+        self._blobs = factory()
+        self.entered = False
+
+    def __enter__(self) -> Self:
+        self.entered = True
+        for mapping in (self._storage, self._writes, self._blobs):
+            self._stack.enter_context(mapping)
+        return self
+
+    async def load(self) -> None:
+        """Store what the mappings hold.
+
+        Raises:
+            DeserializationError: A checkpoint in them cannot be read with the saver's serde.
+        """
+        for thread_id, namespaces in self._storage.items():
+            for checkpoint_ns, checkpoints in namespaces.items():
+                for checkpoint, metadata, parent_id in checkpoints.values():
+                    await self._load_checkpoint(thread_id, checkpoint_ns, checkpoint, metadata, parent_id)
+        for (thread_id, checkpoint_ns, checkpoint_id), writes in self._writes.items():
+            records = [
+                # Files from before task paths have none.
+                WriteRecord(task_id, idx, channel, value, path[0] if path else "", None)
+                for (task_id, idx), (_, channel, value, *path) in writes.items()
+            ]
+            await self._store.put_writes(thread_id, checkpoint_ns, checkpoint_id, records)
+
+    async def _load_checkpoint(
+        self, thread_id: str, checkpoint_ns: str, checkpoint: Blob, metadata: Blob, parent_id: str | None
+    ) -> None:
+        try:
+            read, read_metadata = self._serde.loads_typed(checkpoint), self._serde.loads_typed(metadata)
+        except Exception as exc:
+            raise DeserializationError(
+                f"cannot read a checkpoint of thread_id {shown(thread_id)} from the factory's mapping: pass the serde "
+                "that it was written with"
+            ) from exc
+        record = record_of(
+            read, read_metadata, parent_id=parent_id, encoded_checkpoint=checkpoint, encoded_metadata=metadata
+        )
+        blobs = [
+            (version, blob)
+            for version in record.versions
+            if (blob := self._blobs.get((thread_id, checkpoint_ns, *version))) is not None
+        ]
+        await self._store.put(thread_id, checkpoint_ns, record, blobs)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.entered = False
+        # All of it is made before any mapping changes: one that is closed half filled would overwrite a good file.
+        storage, writes, blobs = self._store.peek(_contents)
+        for mapping, contents in ((self._storage, storage), (self._writes, writes), (self._blobs, blobs)):
+            mapping.clear()
+            mapping.update(contents)
+        self._stack.__exit__(exc_type, exc_value, traceback)
+
+
+def _contents(
+    buckets: Mapping[str, Bucket],
+) -> tuple[dict[str, Any], dict[WritesKey, dict[WriteKey, Write]], dict[BlobKey, Blob]]:
+    storage: dict[str, Any] = {}
+    writes: dict[WritesKey, dict[WriteKey, Write]] = {}
+    blobs: dict[BlobKey, Blob] = {}
+    for thread_id, bucket in buckets.items():
+        for ns, namespace in bucket.namespaces.items():
+            for checkpoint_id in namespace.ids:
+                record = namespace.checkpoints[checkpoint_id]
+                stored = (record.checkpoint, record.metadata, record.parent_id)
+                # A defaultdict, because InMemorySaver goes on to write into it.
+                storage.setdefault(thread_id, defaultdict(dict))[ns][checkpoint_id] = stored
+            for checkpoint_id, of_checkpoint in namespace.writes.items():
+                writes[thread_id, ns, checkpoint_id] = {key: _as_write(write) for key, write in of_checkpoint.items()}
+            for key, version in namespace.versions.items():
+                if version.blob is not None:
+                    blobs[(thread_id, ns, *key)] = version.blob
+    return storage, writes, blobs

@@ -1,0 +1,61 @@
+"""The errors that async_saver raises.
+
+All derive from `AsyncSaverError`, and each also from the built-in that fits it. Their messages name the conversation
+and the remedy; they never hold a state's content or a URL's credentials.
+"""
+
+__all__ = [
+    "AsyncSaverError",
+    "ConfigError",
+    "DeserializationError",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "PortalError",
+    "SerializationError",
+    "ThreadExistsError",
+    "shown",
+]
+
+_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """Return `repr(value)` for a message, at most 80 characters of it."""
+    text = repr(value[:_SHOWN]) if isinstance(value, str) and len(value) > _SHOWN else repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+class AsyncSaverError(Exception):
+    """Anything that async_saver itself raises."""
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of its message.
+        return Exception.__str__(self)
+
+
+class ConfigError(AsyncSaverError, KeyError):
+    """A config lacks a key that the call needs."""
+
+
+class InvalidValueError(AsyncSaverError, ValueError):
+    """An argument has a value that the call does not know."""
+
+
+class InvalidTypeError(AsyncSaverError, TypeError):
+    """An argument, or a use of a read-only view, has the wrong type."""
+
+
+class SerializationError(AsyncSaverError, TypeError):
+    """A value could not be serialised; nothing was stored."""
+
+
+class DeserializationError(AsyncSaverError, ValueError):
+    """A stored value could not be read with this saver's `serde`."""
+
+
+class ThreadExistsError(AsyncSaverError, ValueError):
+    """The target of a copy already holds a conversation."""
+
+
+class PortalError(AsyncSaverError, RuntimeError):
+    """A sync method was called where it could only wait for itself."""

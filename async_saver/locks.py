@@ -1,0 +1,68 @@
+"""One anyio lock per conversation and event loop, for as long as somebody holds or awaits it."""
+
+from types import TracebackType
+from weakref import WeakValueDictionary
+
+from anyio import Lock, WouldBlock
+from anyio.lowlevel import EventLoopToken, current_token
+
+__all__ = ["ThreadLocks"]
+
+
+class ThreadLocks:
+    """Lets the calls on one conversation through one after the other, in the order in which they came.
+
+    No lock is ever shared by two event loops: each loop has its own for the same `thread_id`. A lock lives as long as
+    a frame that holds or awaits it refers to it, and is forgotten by the same stroke; so there is no count of users
+    that a cancellation or an interrupt could get wrong.
+    """
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[tuple[EventLoopToken, str], Lock] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        """Return how many locks are held or awaited now."""
+        return len(self._locks)
+
+    def holding(self, *thread_ids: str) -> "_Holding":
+        """Return a context manager that holds the locks of these conversations."""
+        return _Holding(self._locks, thread_ids)
+
+
+class _Holding:
+    __slots__ = ("_held", "_locks", "_thread_ids")
+
+    def __init__(
+        self, locks: WeakValueDictionary[tuple[EventLoopToken, str], Lock], thread_ids: tuple[str, ...]
+    ) -> None:
+        self._locks = locks
+        # Sorted, so that two calls that want the same two locks cannot each wait for the other.
+        self._thread_ids = thread_ids if len(thread_ids) == 1 else sorted(set(thread_ids))
+        self._held: list[Lock] = []
+
+    async def __aenter__(self) -> None:
+        loop = current_token()
+        for thread_id in self._thread_ids:
+            key = (loop, thread_id)
+            lock = self._locks.get(key)
+            if lock is None:
+                # Only this loop uses this key, and there is no await between the look and the entry.
+                lock = self._locks[key] = Lock()
+            try:
+                lock.acquire_nowait()
+            except WouldBlock:
+                try:
+                    await lock.acquire()
+                except BaseException:
+                    self._release()
+                    raise
+            self._held.append(lock)
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        while self._held:
+            self._held.pop().release()

@@ -1,0 +1,111 @@
+"""The shapes in which checkpoints and writes are stored: frozen, bytes, no live objects."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+__all__ = [
+    "EMPTY",
+    "Blob",
+    "ChannelVersion",
+    "CheckpointRecord",
+    "Histories",
+    "Listing",
+    "StoredCheckpoint",
+    "StoredHistory",
+    "WriteRecord",
+]
+
+Blob: TypeAlias = tuple[str, bytes]
+"""A serialised value: its type's name and its bytes, as a serde's `dumps_typed` returns them."""
+
+ChannelVersion: TypeAlias = tuple[str, str | int | float]
+"""A channel's name and one version of it."""
+
+EMPTY: Blob = ("empty", b"")
+"""What is stored for a channel that had a version but no value."""
+
+
+class CheckpointRecord(NamedTuple):
+    """One checkpoint as it is stored.
+
+    Attributes:
+        checkpoint_id: Its id; a greater one is newer.
+        parent_id: The id of the checkpoint it was made from, in the same namespace.
+        checkpoint: The serialised checkpoint, without its `channel_values`.
+        metadata: The serialised metadata.
+        versions: The channel versions whose blobs are its `channel_values`.
+        run_id: The run that made it, where its metadata or config names one.
+        delta_channels: The channels that this checkpoint shows to be a `DeltaChannel`: a value without a blob is
+            rebuilt from the writes of its ancestors.
+    """
+
+    checkpoint_id: str
+    parent_id: str | None
+    checkpoint: Blob
+    metadata: Blob
+    versions: tuple[ChannelVersion, ...]
+    run_id: str | None
+    delta_channels: tuple[str, ...]
+
+
+class WriteRecord(NamedTuple):
+    """One pending write as it is stored.
+
+    `idx` is the write's place among its task's writes, or negative for the special channels of LangGraph's
+    `WRITES_IDX_MAP`.
+    """
+
+    task_id: str
+    idx: int
+    channel: str
+    value: Blob
+    task_path: str
+    run_id: str | None
+
+
+class StoredCheckpoint(NamedTuple):
+    """A checkpoint as a store hands it back.
+
+    Attributes:
+        thread_id: Its conversation.
+        checkpoint_ns: Its namespace; "" is the root.
+        record: The checkpoint itself.
+        values: Each channel that has a value, with it, in the order of `record.versions`.
+        writes: Its pending writes, in `writes_sort_key` order.
+    """
+
+    thread_id: str
+    checkpoint_ns: str
+    record: CheckpointRecord
+    values: Sequence[tuple[str, Blob]]
+    writes: Sequence[WriteRecord]
+
+
+class StoredHistory(NamedTuple):
+    """What a `DeltaChannel`'s value is rebuilt from.
+
+    `seed` is the value stored at the nearest ancestor that has one; `writes` are the writes since, oldest first.
+    """
+
+    seed: Blob | None
+    writes: Sequence[WriteRecord]
+
+
+class Listing(NamedTuple):
+    """Which checkpoints to list; `None` in a field leaves it open.
+
+    Attributes:
+        thread_id: Only this conversation.
+        checkpoint_ns: Only this namespace ("" is the root).
+        checkpoint_id: Only the checkpoints of this id.
+        before: Only checkpoints whose id is less than this.
+    """
+
+    thread_id: str | None = None
+    checkpoint_ns: str | None = None
+    checkpoint_id: str | None = None
+    before: str | None = None
+
+
+Histories: TypeAlias = Mapping[str, StoredHistory]
+"""The history of each channel that was asked for."""

@@ -1,0 +1,605 @@
+"""AsyncSaver: LangGraph's configs in, checkpoint tuples out."""
+
+import copy
+import random
+import re
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from typing_extensions import Self
+
+from async_saver.bridge import bridge
+from async_saver.codec import Decoder, config_of, encode_checkpoint, encode_writes
+from async_saver.compat import Blobs, Files, Storage, Writes
+from async_saver.errors import ConfigError, InvalidTypeError, InvalidValueError, shown
+from async_saver.locks import ThreadLocks
+from async_saver.records import Listing, StoredCheckpoint
+from async_saver.stores.base import Store
+from async_saver.stores.memory import MemoryStore
+
+__all__ = ["AsyncSaver"]
+
+_T = TypeVar("_T")
+
+
+class AsyncSaver(
+    BaseCheckpointSaver[str], AbstractContextManager["AsyncSaver"], AbstractAsyncContextManager["AsyncSaver"]
+):
+    """A LangGraph checkpointer for programs that run many agents at once.
+
+    The async methods are the implementation, on asyncio and on trio; the sync ones reach them through a portal and
+    can be called from anywhere. Calls that write to one conversation take effect in call order; different
+    conversations never wait on each other.
+
+    A saver may be made before there is an event loop, used from many loops and worker threads, and used without ever
+    being entered. `with` and `async with` are for what it holds outside memory: they may be entered many times, from
+    many tasks, and the last exit closes `stack`. A saver in memory can still be used after that.
+
+    A subclass that overrides an async method changes the sync one too, unless it overrides that as well.
+
+    Args:
+        serde: What serialises values; LangGraph's `JsonPlusSerializer` if none is given.
+        store: Where checkpoints are kept; a `MemoryStore` of its own if none is given.
+        factory: What makes the three mappings of InMemorySaver, such as a function that returns `PersistentDict`s.
+            What they hold is loaded, and the last exit fills and closes them. Only without `store`.
+
+    Raises:
+        InvalidValueError: Both `store` and `factory` are given.
+        DeserializationError: A checkpoint that a factory's mapping holds cannot be read with `serde`.
+
+    Example:
+        ```python
+        import asyncio
+
+        from langgraph.graph import StateGraph
+
+        from async_saver import AsyncSaver
+
+        builder = StateGraph(int)
+        builder.add_node("add_one", lambda x: x + 1)
+        builder.set_entry_point("add_one")
+        builder.set_finish_point("add_one")
+
+        graph = builder.compile(checkpointer=AsyncSaver())
+        print(asyncio.run(graph.ainvoke(1, {"configurable": {"thread_id": "thread-1"}})))  # 2
+        ```
+    """
+
+    def __init__(
+        self,
+        *,
+        serde: SerializerProtocol | None = None,
+        store: Store | None = None,
+        factory: Callable[..., Any] = defaultdict,
+    ) -> None:
+        super().__init__(serde=serde)
+        self._shared = _Shared(store if store is not None else MemoryStore())
+        if factory is not defaultdict:
+            if store is not None:
+                raise InvalidValueError("pass either store= or factory=: what a factory makes is kept in memory")
+            self._shared.load_files(factory, self._memory_store("factory"), self.serde)
+
+    @classmethod
+    def from_conn_string(cls, conn_string: str, *, serde: SerializerProtocol | None = None) -> Self:
+        """Return a saver for the store that a URL names. This release knows one: "memory://".
+
+        Args:
+            conn_string: The URL.
+            serde: As for the class itself.
+
+        Raises:
+            InvalidValueError: The URL is not one that this release knows. What it says beyond its scheme is not
+                repeated, as it may hold a password.
+        """
+        if conn_string != "memory://":
+            raise InvalidValueError(_why_not(conn_string))
+        return cls(serde=serde)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a saver with a copy of what this one holds, independent of it and of its factory's mappings."""
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        kept = {"serde": self.serde, "_shared": _Shared(copy.deepcopy(self._shared.store, memo))}
+        for name, value in vars(self).items():
+            setattr(twin, name, kept[name] if name in kept else copy.deepcopy(value, memo))
+        return twin
+
+    # Entering and leaving. Nothing of the caller's task is held between the two, so they may be different tasks.
+
+    def __enter__(self) -> Self:
+        self.setup()
+        self._shared.enter()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if not self._shared.leave():
+            return None
+        bridge.call(self._shared.store.close)
+        return self._shared.stack.__exit__(exc_type, exc_value, traceback)
+
+    async def __aenter__(self) -> Self:
+        await self.asetup()
+        self._shared.enter()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if not self._shared.leave():
+            return None
+        await self._shared.store.close()
+        return self._shared.stack.__exit__(exc_type, exc_value, traceback)
+
+    async def asetup(self) -> None:
+        """Make the store ready for use. In memory there is nothing to do; it may be called again at any time."""
+        await self._shared.store.setup()
+
+    # What InMemorySaver shows beside its methods.
+
+    @property
+    def stack(self) -> ExitStack:
+        """What the last exit closes; callbacks and contexts may be added."""
+        return self._shared.stack
+
+    @property
+    def storage(self) -> Storage:
+        """A live view: thread_id -> checkpoint_ns -> checkpoint_id -> (checkpoint, metadata, parent id).
+
+        The first two are serialised. `del`, `pop` and `clear` delete conversations.
+        """
+        return Storage(self._memory_store("storage"))
+
+    @property
+    def writes(self) -> Writes:
+        """A live view: (thread_id, checkpoint_ns, checkpoint_id) -> (task_id, idx) -> write.
+
+        A write is (task_id, channel, serialised value, task_path).
+        """
+        return Writes(self._memory_store("writes"))
+
+    @property
+    def blobs(self) -> Blobs:
+        """A live view: (thread_id, checkpoint_ns, channel, version) -> serialised value."""
+        return Blobs(self._memory_store("blobs"))
+
+    def _memory_store(self, name: str) -> MemoryStore:
+        if not isinstance(self._shared.store, MemoryStore):
+            raise AttributeError(
+                f"{name} shows what a saver holds in memory, and this one keeps its checkpoints in a "
+                f"{type(self._shared.store).__name__}; use alist() or list()"
+            )
+        return self._shared.store
+
+    # Reading. No lock is held: what a store hands back is of one moment and never changes.
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Return a checkpoint with its values, metadata and pending writes.
+
+        Args:
+            config: `thread_id`, `checkpoint_ns` ("" if absent), and `checkpoint_id`: absent for the latest, which is
+                the one of the greatest id.
+
+        Returns:
+            The checkpoint, its pending writes in `writes_sort_key` order; None if there is none.
+
+        Raises:
+            ConfigError: The config has no `thread_id`.
+            DeserializationError: A stored value cannot be read with this saver's `serde`.
+        """
+        thread_id, checkpoint_ns, checkpoint_id = _place(config)
+        stored = await self._shared.store.get(thread_id, checkpoint_ns or "", checkpoint_id)
+        if stored is None:
+            return None
+        found = config if checkpoint_id else config_of(thread_id, checkpoint_ns or "", stored.record.checkpoint_id)
+        decoder = Decoder(self.serde)
+        return await decoder.checkpoint_tuple(stored, await decoder.metadata(stored), found)
+
+    def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """Iterate over checkpoints, newest first over everything that is listed.
+
+        What is listed is fixed when the iteration starts: checkpoints put later do not appear, those deleted
+        meanwhile are skipped. Nothing is locked between two steps, so the loop's body may call the saver, and the
+        iteration may be left at any point.
+
+        Args:
+            config: `thread_id`; `checkpoint_ns` for one namespace ("" is the root; absent for all); `checkpoint_id`
+                for that one only. None for all conversations.
+            filter: Only checkpoints whose metadata has these values at top level.
+            before: Only checkpoints older than its `checkpoint_id`.
+            limit: At most so many; none for 0 or less.
+
+        Raises:
+            ConfigError: The config has no `thread_id`.
+            DeserializationError: A stored value cannot be read with this saver's `serde`.
+        """
+        thread_id, checkpoint_ns, checkpoint_id = _place(config) if config else (None, None, None)
+        bound = before["configurable"].get("checkpoint_id") if before else None
+        listing = Listing(thread_id, checkpoint_ns, checkpoint_id, str(bound) if bound else None)
+        return _Tuples(self._shared.store.list(listing), self.serde, filter or {}, limit)
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Return what the values of `DeltaChannel`s at a checkpoint are rebuilt from.
+
+        Args:
+            config: As for `aget_tuple`.
+            channels: The channels' names.
+
+        Returns:
+            For each channel, `writes`: the writes of the checkpoint's ancestors, oldest first; and `seed`: the value
+            at the ancestor where they begin, absent if they begin at the root.
+
+        Raises:
+            ConfigError: The config has no `thread_id`.
+            InvalidTypeError: `channels` is a string.
+            DeserializationError: A stored value cannot be read with this saver's `serde`.
+        """
+        thread_id, checkpoint_ns, checkpoint_id = _place(config)
+        names = list(_several(channels, "channels"))
+        histories = await self._shared.store.delta_history(thread_id, checkpoint_ns or "", checkpoint_id, names)
+        return await Decoder(self.serde).histories(thread_id, histories)
+
+    def athread_ids(self) -> AsyncIterator[str]:
+        """Iterate over the `thread_id`s of all conversations, the one last written to first.
+
+        Which they are is fixed when the iteration starts, as in `alist`.
+        """
+        return self._shared.store.thread_ids()
+
+    async def acount(self) -> int:
+        """Return how many conversations the store holds."""
+        return await self._shared.store.count()
+
+    # Writing. Everything is serialised before the first await, so later changes to the arguments change nothing;
+    # the lock then lets the store's commits on one conversation through in the order of the calls.
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint.
+
+        Args:
+            config: `thread_id`, `checkpoint_ns` ("" if absent), and as `checkpoint_id` the parent's id, if it has one.
+            checkpoint: The checkpoint.
+            metadata: Its metadata; what the config says is added to it, as `get_checkpoint_metadata` does.
+            new_versions: The channels whose values are new with this checkpoint, with their versions.
+
+        Returns:
+            The config that names the stored checkpoint.
+
+        Raises:
+            ConfigError: The config has no `thread_id`.
+            SerializationError: A value cannot be serialised.
+        """
+        thread_id, checkpoint_ns, _ = _place(config)
+        record, blobs = encode_checkpoint(self.serde, thread_id, config, checkpoint, metadata, new_versions)
+        async with self._shared.locks.holding(thread_id):
+            await self._shared.store.put(thread_id, checkpoint_ns or "", record, blobs)
+        return config_of(thread_id, checkpoint_ns or "", record.checkpoint_id)
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store writes that a task made on the way to the next checkpoint.
+
+        A write that the task stored before stays as it was, but those to LangGraph's special channels (errors,
+        interrupts, resume values) are replaced. The checkpoint itself may be stored later.
+
+        Args:
+            config: `thread_id`, `checkpoint_ns` ("" if absent) and `checkpoint_id` of the checkpoint.
+            writes: Channels and values.
+            task_id: The task.
+            task_path: Its path; writes are read back in the order of `task_path`, `task_id` and place in `writes`.
+
+        Raises:
+            ConfigError: The config has no `thread_id` or no `checkpoint_id`.
+            SerializationError: A value cannot be serialised.
+        """
+        thread_id, checkpoint_ns, checkpoint_id = _place(config)
+        if checkpoint_id is None:
+            raise ConfigError(
+                f"the config for writes of thread_id {shown(thread_id)} names no checkpoint; pass the config that "
+                'aput() or put() returned, or add "checkpoint_id" to its "configurable"'
+            )
+        records = encode_writes(self.serde, thread_id, config, writes, task_id, task_path)
+        async with self._shared.locks.holding(thread_id):
+            await self._shared.store.put_writes(thread_id, checkpoint_ns or "", checkpoint_id, records)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete everything of a conversation; an unknown one is ignored."""
+        thread_id = _text(thread_id)
+        async with self._shared.locks.holding(thread_id):
+            await self._shared.store.delete([thread_id])
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints and the writes that these runs made; unknown runs are ignored.
+
+        What stays reads as before: where a `DeltaChannel`'s value rests on writes of such a run, they are kept, out
+        of sight.
+
+        Args:
+            run_ids: Values of `run_id` in the metadata or the config that checkpoints and writes were stored with.
+
+        Raises:
+            InvalidTypeError: `run_ids` is a string.
+        """
+        runs = _several(run_ids, "run_ids")
+        thread_ids = await self._shared.store.run_threads(runs)
+        async with self._shared.locks.holding(*thread_ids):
+            await self._shared.store.delete_for_runs(runs)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a whole conversation to a `thread_id` that is not in use; an unknown source is ignored.
+
+        The two are independent afterwards; stored bytes are shared, not copied.
+
+        Raises:
+            ThreadExistsError: The target holds a conversation.
+        """
+        source, target = _text(source_thread_id), _text(target_thread_id)
+        async with self._shared.locks.holding(source, target):
+            await self._shared.store.copy(source, target)
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Delete old checkpoints of conversations, or all of them; unknown ones are ignored.
+
+        Args:
+            thread_ids: The conversations.
+            strategy: "keep_latest" keeps, per namespace, the latest checkpoint with its writes, and for every
+                `DeltaChannel` the ancestors that its value is rebuilt from. "delete" and "delete_all" keep nothing.
+
+        Raises:
+            InvalidTypeError: `thread_ids` is a string.
+            InvalidValueError: The strategy is unknown.
+        """
+        threads = _several(thread_ids, "thread_ids")
+        if strategy not in ("keep_latest", "delete", "delete_all"):
+            raise InvalidValueError(
+                f'unknown prune strategy {shown(strategy)}; pass "keep_latest", "delete" or "delete_all"'
+            )
+        async with self._shared.locks.holding(*threads):
+            if strategy == "keep_latest":
+                await self._shared.store.keep_latest(threads)
+            else:
+                await self._shared.store.delete(threads)
+
+    def get_next_version(self, current: str | None, channel: None) -> str:
+        """Return the version after `current`: a counter, and a random tail.
+
+        Without the tail, two branches of a conversation would give two values the same version.
+        """
+        before = 0 if current is None else int(str(current).partition(".")[0])
+        return f"{before + 1:032}.{random.random():016}"
+
+    # The sync twins. Each runs its async method on the bridge; see `_twin` for which.
+
+    def _twin(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the async method of a sync one.
+
+        In a subclass that overrides the sync method, it is reached by `super()` and means this class's work: the
+        subclass's async method may well be one that calls the sync one.
+        """
+        if getattr(type(self), name) is getattr(AsyncSaver, name):
+            return bridge.call(getattr(self, "a" + name), *args, **kwargs)
+        return bridge.call(getattr(AsyncSaver, "a" + name), self, *args, **kwargs)
+
+    def setup(self) -> None:
+        """Do `asetup`, from sync code."""
+        self._twin("setup")
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Do `aget_tuple`, from sync code."""
+        return cast("CheckpointTuple | None", self._twin("get_tuple", config))
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """Do `alist`, from sync code."""
+        if type(self).list is AsyncSaver.list:
+            found = self.alist(config, filter=filter, before=before, limit=limit)
+        else:
+            found = AsyncSaver.alist(self, config, filter=filter, before=before, limit=limit)
+        return _each(found)
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Do `aget_delta_channel_history`, from sync code."""
+        histories = self._twin("get_delta_channel_history", config=config, channels=channels)
+        return cast(Mapping[str, DeltaChannelHistory], histories)
+
+    def thread_ids(self) -> Iterator[str]:
+        """Do `athread_ids`, from sync code."""
+        return _each(self.athread_ids())
+
+    def count(self) -> int:
+        """Do `acount`, from sync code."""
+        return cast(int, self._twin("count"))
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Do `aput`, from sync code."""
+        return cast(RunnableConfig, self._twin("put", config, checkpoint, metadata, new_versions))
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Do `aput_writes`, from sync code."""
+        self._twin("put_writes", config, writes, task_id, task_path)
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Do `adelete_thread`, from sync code."""
+        self._twin("delete_thread", thread_id)
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Do `adelete_for_runs`, from sync code."""
+        self._twin("delete_for_runs", run_ids)
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Do `acopy_thread`, from sync code."""
+        self._twin("copy_thread", source_thread_id, target_thread_id)
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Do `aprune`, from sync code."""
+        self._twin("prune", thread_ids, strategy=strategy)
+
+
+class _Shared:
+    """What a saver and all its clones have in common: everything but the `serde`."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.locks = ThreadLocks()
+        self.stack = ExitStack()
+        self._files: Files | None = None
+        self._entered = 0
+        self._entering = threading.Lock()  # guards the count: a saver may be entered from many worker threads
+
+    def load_files(self, factory: Callable[..., Any], store: MemoryStore, serde: SerializerProtocol) -> None:
+        """Make and load a factory's mappings, to be filled when `stack` is closed."""
+        self._files = Files(factory, store, serde)
+        self.stack.enter_context(self._files)
+        bridge.call(self._files.load)
+
+    def enter(self) -> None:
+        """Count an entry; the mappings that the last exit closed are opened again."""
+        with self._entering:
+            self._entered += 1
+            if self._files is not None and not self._files.entered:
+                self.stack.enter_context(self._files)
+
+    def leave(self) -> bool:
+        """Count an exit, and tell whether it was the last."""
+        with self._entering:
+            self._entered = max(self._entered - 1, 0)
+            return self._entered == 0
+
+
+class _Tuples(AsyncIterator[CheckpointTuple]):
+    """What `alist` returns: not a generator, as one that is dropped half read has to be closed by its loop."""
+
+    def __init__(
+        self,
+        found: AsyncIterator[StoredCheckpoint],
+        serde: SerializerProtocol,
+        filter: Mapping[str, Any],
+        limit: int | None,
+    ) -> None:
+        self._found = found
+        self._decoder = Decoder(serde)
+        self._filter = filter
+        self._left = limit
+
+    async def __anext__(self) -> CheckpointTuple:
+        while self._left is None or self._left > 0:
+            stored = await anext(self._found)
+            metadata = await self._decoder.metadata(stored)
+            if all(wanted == metadata.get(key) for key, wanted in self._filter.items()):
+                if self._left is not None:
+                    self._left -= 1
+                config = config_of(stored.thread_id, stored.checkpoint_ns, stored.record.checkpoint_id)
+                return await self._decoder.checkpoint_tuple(stored, metadata, config)
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End the iteration; for code that closes what it iterates over, as generators want it."""
+        self._left = 0
+
+
+def _each(found: AsyncIterator[_T]) -> Iterator[_T]:
+    """Iterate, from sync code, over what an async iterator gives."""
+    while (item := bridge.call(_next, found)) is not None:
+        yield item
+
+
+async def _next(found: AsyncIterator[_T]) -> _T | None:
+    return await anext(found, None)
+
+
+def _text(value: object) -> str:
+    """Return an id as a plain string; the agent server passes UUIDs."""
+    if isinstance(value, str):
+        return str.__str__(value)  # the text of a str enumeration's member, not its name
+    return str(value)
+
+
+def _several(ids: Sequence[str], name: str) -> "list[str]":
+    if isinstance(ids, (str, bytes)):
+        raise InvalidTypeError(f"{name} wants a sequence of ids, not one {type(ids).__name__}; pass [{name[:-1]}]")
+    return [_text(one) for one in ids]
+
+
+def _place(config: RunnableConfig) -> tuple[str, str | None, str | None]:
+    """Return the `thread_id`, `checkpoint_ns` and `checkpoint_id` of a config, the latter two None where absent."""
+    configurable = (config or {}).get("configurable") or {}
+    thread_id, checkpoint_ns = configurable.get("thread_id"), configurable.get("checkpoint_ns")
+    checkpoint_id = configurable.get("checkpoint_id")
+    if thread_id is None:
+        raise ConfigError(
+            "the config names no conversation (no thread_id); pass "
+            'config={"configurable": {"thread_id": "some-id"}} to the graph or the saver'
+        )
+    return (
+        _text(thread_id),
+        None if checkpoint_ns is None else _text(checkpoint_ns),
+        _text(checkpoint_id) if checkpoint_id else None,
+    )
+
+
+def _why_not(conn_string: str) -> str:
+    """Return why `conn_string` names no store of this release, with nothing of it that may be secret."""
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", conn_string)
+    if scheme is None:
+        return (
+            "a connection string is a URL, and neither a path nor a driver's own string (':memory:' among them); for a "
+            "saver in memory pass 'memory://'"
+        )
+    if scheme[1].lower() == "memory":
+        return "a saver in memory takes no path and no options; pass exactly 'memory://'"
+    return f"this release of async_saver has no store for {shown(scheme[1])} URLs; pass 'memory://'"

@@ -1,0 +1,139 @@
+"""The contract between `AsyncSaver` and whatever keeps its checkpoints.
+
+Provisional: it may change in any release before 1.0.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+
+from async_saver.records import (
+    Blob,
+    ChannelVersion,
+    CheckpointRecord,
+    Histories,
+    Listing,
+    StoredCheckpoint,
+    WriteRecord,
+)
+
+__all__ = ["Store"]
+
+
+class Store(ABC):
+    """Keeps records of checkpoints and of pending writes; knows bytes, ids and order, never a value.
+
+    What a store may rely on: ids are strings (any strings: empty, with NULs, a megabyte long), records are never
+    changed after they were handed over, and the saver lets no two writing calls for one conversation run at once
+    from one event loop.
+
+    What every store promises:
+
+    - It holds no event loop, may be made before there is one, and may be used from many loops and threads at once.
+    - A call takes effect wholly or not at all, also when it is cancelled, and has taken effect when it returns.
+    - Reading leaves no trace, and takes what it returns from one moment.
+    - Its errors are `AsyncSaverError`s.
+    """
+
+    async def setup(self) -> None:  # noqa: B027  (a store may have nothing to do)
+        """Make ready for use what the store needs outside the process; may be called again at any time."""
+
+    async def close(self) -> None:  # noqa: B027
+        """Let go of what the store holds outside the process; may be called again at any time."""
+
+    @abstractmethod
+    async def get(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
+        """Return one checkpoint: the one of this id, or with None the one of the namespace's greatest id."""
+
+    @abstractmethod
+    def list(self, listing: Listing) -> AsyncIterator[StoredCheckpoint]:
+        """Iterate over the checkpoints that match, by descending id over all that is listed.
+
+        What will be shown is fixed when the iteration starts: checkpoints put later do not appear, those deleted
+        since are skipped. Nothing is held between two steps, and an iterator may be dropped half read.
+        """
+
+    @abstractmethod
+    async def delta_history(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]
+    ) -> Histories:
+        """Return, for each of `channels`, what its value at a checkpoint is rebuilt from.
+
+        The walk starts at the checkpoint's parent and follows parents. For each channel it collects the writes
+        stored under each ancestor, up to and including the first ancestor that stores a value of the channel, which
+        is the seed. Writes come back oldest checkpoint first, in `writes_sort_key` order within one.
+        An unknown checkpoint has neither seed nor writes.
+        """
+
+    @abstractmethod
+    async def put(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        record: CheckpointRecord,
+        blobs: Sequence[tuple[ChannelVersion, Blob]],
+    ) -> None:
+        """Store a checkpoint, and the values that are new with it; a checkpoint of the same id is replaced.
+
+        Args:
+            thread_id: Its conversation.
+            checkpoint_ns: Its namespace.
+            record: The checkpoint.
+            blobs: Each new version with its value; a version that was stored before is replaced.
+        """
+
+    @abstractmethod
+    async def put_writes(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[WriteRecord]
+    ) -> None:
+        """Store pending writes of a checkpoint, which may itself not be stored yet.
+
+        Of two writes with one (`task_id`, `idx`) the first stays where `idx` is 0 or more, the last where it is
+        negative.
+        """
+
+    @abstractmethod
+    async def delete(self, thread_ids: Sequence[str]) -> None:
+        """Delete everything of these conversations; unknown ones are ignored."""
+
+    @abstractmethod
+    async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints and the writes that these runs made; unknown runs are ignored.
+
+        The checkpoints that stay read as before. Where the value of a `DeltaChannel` is rebuilt from an ancestor
+        that is deleted, the store keeps what the rebuilding needs, out of sight of `get` and `list`; a write of the
+        runs that such a value needs stays on its checkpoint.
+        """
+
+    @abstractmethod
+    async def run_threads(self, run_ids: Sequence[str]) -> Sequence[str]:
+        """Return the `thread_id`s of all conversations in which these runs stored something."""
+
+    @abstractmethod
+    async def copy(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy all namespaces, checkpoints and writes; the two are independent afterwards.
+
+        An unknown source is ignored.
+
+        Raises:
+            ThreadExistsError: The target holds something already.
+        """
+
+    @abstractmethod
+    async def keep_latest(self, thread_ids: Sequence[str]) -> None:
+        """Delete, per namespace of these conversations, all checkpoints but the one of the greatest id.
+
+        Kept with it are its writes, writes whose checkpoint has a greater id and is not stored yet, and, for every
+        `DeltaChannel`, the ancestors that its value is rebuilt from. Such an ancestor stays in sight as long as
+        all its own values can be rebuilt.
+        """
+
+    @abstractmethod
+    def thread_ids(self) -> AsyncIterator[str]:
+        """Iterate over the conversations that hold something, the one last written to first.
+
+        Fixed when the iteration starts, as in `list`.
+        """
+
+    @abstractmethod
+    async def count(self) -> int:
+        """Return how many conversations hold something."""

@@ -1,0 +1,366 @@
+"""The default store: one bucket per conversation, in this process's memory."""
+
+import os
+import threading
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from heapq import merge
+from itertools import chain, islice
+from operator import setitem
+from typing import Any, TypeVar
+
+from anyio.lowlevel import checkpoint as yield_to_loop
+
+from async_saver.errors import ThreadExistsError, shown
+from async_saver.records import (
+    EMPTY,
+    Blob,
+    ChannelVersion,
+    CheckpointRecord,
+    Histories,
+    Listing,
+    StoredCheckpoint,
+    StoredHistory,
+    WriteRecord,
+)
+from async_saver.stores.base import Store
+from async_saver.stores.bucket import Bucket, Namespace, Version, WriteKey, with_inserted
+
+__all__ = ["MemoryStore"]
+
+# Guards the buckets of every MemoryStore; held for microseconds, never across an await. One for the process and not
+# one a store, so that a fork has one lock to take, and a copied or pickled store none to carry. A fork that came
+# while another worker thread held it would leave the child a lock that nobody releases.
+_guard = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_guard.release)
+
+_Step = tuple[Callable[..., object], tuple[Any, ...]]
+_Steps = list[_Step]
+_Key = tuple[str, str]
+_Ordered = TypeVar("_Ordered", str, tuple[str, str])
+_T = TypeVar("_T")
+
+_MERGED_AT_ONCE = 256
+
+
+class MemoryStore(Store):
+    """Keeps conversations in memory; they end with the process.
+
+    Every change is a list of steps, each of which may run twice. One assignment makes the list the store's journal,
+    and from then on the change has happened: whoever enters the guard next finishes what an interrupt cut off.
+    """
+
+    def __init__(self) -> None:
+        # By thread_id, the one last written to last.
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+        self._runs: dict[str, frozenset[str]] = {}  # by run_id: the thread_ids that it stored something in
+        self._journal: _Steps | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MemoryStore":
+        twin = type(self)()
+        with _guard:
+            self._settle()
+            twin._buckets.update((thread_id, bucket.copy()) for thread_id, bucket in self._buckets.items())
+            twin._runs.update(self._runs)
+        return twin
+
+    def _settle(self) -> None:
+        """Finish a change that was cut off. The caller is in the guard."""
+        if self._journal is not None:
+            for step, arguments in self._journal:
+                step(*arguments)
+            self._journal = None
+
+    def _commit(self, steps: _Steps) -> None:
+        """Make a change. The caller is in the guard, and has prepared every step without touching what is stored."""
+        self._journal = steps
+        self._settle()
+
+    def peek(self, look: Callable[[Mapping[str, Bucket]], _T]) -> _T:
+        """Return what `look` sees of the buckets at one moment. It must be quick, and hand out nothing mutable."""
+        with _guard:
+            self._settle()
+            return look(self._buckets)
+
+    async def get(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
+        """See `Store.get`."""
+        with _guard:
+            self._settle()
+            namespace = self._namespace(thread_id, checkpoint_ns)
+            record = namespace.visible(checkpoint_id) if namespace is not None else None
+            if namespace is None or record is None:
+                return None
+            return namespace.read(thread_id, checkpoint_ns, record)
+
+    async def delta_history(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]
+    ) -> Histories:
+        """See `Store.delta_history`."""
+        with _guard:
+            self._settle()
+            namespace = self._namespace(thread_id, checkpoint_ns)
+            if namespace is None:
+                return {channel: StoredHistory(None, ()) for channel in channels}
+            return namespace.delta_history(checkpoint_id, channels)
+
+    def _namespace(self, thread_id: str, checkpoint_ns: str) -> Namespace | None:
+        bucket = self._buckets.get(thread_id)
+        return bucket.namespaces.get(checkpoint_ns) if bucket is not None else None
+
+    def list(self, listing: Listing) -> AsyncIterator[StoredCheckpoint]:
+        """See `Store.list`."""
+        return _Found(self, listing)
+
+    def thread_ids(self) -> AsyncIterator[str]:
+        """See `Store.thread_ids`."""
+        return _ThreadIds(self)
+
+    def holds(self, thread_id: str) -> bool:
+        """Tell whether anything of a conversation is stored."""
+        return self.peek(lambda buckets: thread_id in buckets)
+
+    async def count(self) -> int:
+        """See `Store.count`."""
+        return self.peek(len)
+
+    async def run_threads(self, run_ids: Sequence[str]) -> Sequence[str]:
+        """See `Store.run_threads`."""
+        with _guard:
+            self._settle()
+            return [*{thread_id for run_id in run_ids for thread_id in self._runs.get(run_id, ())}]
+
+    async def put(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        record: CheckpointRecord,
+        blobs: Sequence[tuple[ChannelVersion, Blob]],
+    ) -> None:
+        """See `Store.put`."""
+        with _guard:
+            self._settle()
+            steps: _Steps = []
+            bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
+            former = namespace.checkpoints.get(record.checkpoint_id)
+            _add_versions(namespace, record, former, dict(blobs), steps)
+            steps.append((setitem, (namespace.checkpoints, record.checkpoint_id, record)))
+            if former is None or former.checkpoint == EMPTY:
+                _add_in_order(namespace, "ids", namespace.ids, record.checkpoint_id, steps)
+                _add_in_order(bucket, "order", bucket.order, (record.checkpoint_id, checkpoint_ns), steps)
+            if record.delta_channels and not namespace.delta_channels.issuperset(record.delta_channels):
+                known = namespace.delta_channels.union(record.delta_channels)
+                steps.append((setattr, (namespace, "delta_channels", known)))
+            if record.run_id is not None:
+                self._add_run(thread_id, bucket, record.run_id, (record.checkpoint_id, checkpoint_ns), steps)
+            self._commit(steps)
+
+    async def put_writes(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[WriteRecord]
+    ) -> None:
+        """See `Store.put_writes`."""
+        if not writes:
+            return
+        with _guard:
+            self._settle()
+            steps: _Steps = []
+            bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
+            stored = namespace.writes.get(checkpoint_id)
+            if stored is None:
+                stored = {}
+                steps.append((setitem, (namespace.writes, checkpoint_id, stored)))
+            for write in writes:
+                key: WriteKey = (write.task_id, write.idx)
+                if write.idx < 0 or key not in stored:
+                    steps.append((setitem, (stored, key, write)))
+            for run_id in {write.run_id for write in writes if write.run_id is not None}:
+                self._add_run(thread_id, bucket, run_id, (checkpoint_id, checkpoint_ns), steps)
+            self._commit(steps)
+
+    def _prepared(self, thread_id: str, checkpoint_ns: str, steps: _Steps) -> tuple[Bucket, Namespace]:
+        """Return the bucket and namespace to write to, with the steps that make them part of the store."""
+        bucket = self._buckets.get(thread_id)
+        if bucket is None:
+            bucket = Bucket({})
+            steps.append((setitem, (self._buckets, thread_id, bucket)))
+        steps.append((self._buckets.move_to_end, (thread_id,)))
+        namespace = bucket.namespaces.get(checkpoint_ns)
+        if namespace is None:
+            namespace = Namespace()
+            steps.append((setitem, (bucket.namespaces, checkpoint_ns, namespace)))
+        return bucket, namespace
+
+    def _add_run(self, thread_id: str, bucket: Bucket, run_id: str, key: _Key, steps: _Steps) -> None:
+        places = bucket.runs.get(run_id)
+        if places is not None:
+            steps.append((places.add, (key,)))
+            return
+        steps.append((setitem, (bucket.runs, run_id, {key})))
+        steps.append((setitem, (self._runs, run_id, self._runs.get(run_id, frozenset()) | {thread_id})))
+
+    async def delete(self, thread_ids: Sequence[str]) -> None:
+        """See `Store.delete`."""
+        self.discard(thread_ids)
+
+    def discard(self, thread_ids: Sequence[str] | None) -> None:
+        """Delete these conversations, or with None all, outside of an event loop too."""
+        with _guard:
+            self._settle()
+            self._replace(dict.fromkeys(self._buckets if thread_ids is None else thread_ids))
+
+    async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """See `Store.delete_for_runs`."""
+        with _guard:
+            self._settle()
+            thread_ids = {thread_id for run_id in run_ids for thread_id in self._runs.get(run_id, ())}
+            self._replace({thread_id: self._buckets[thread_id].without_runs(set(run_ids)) for thread_id in thread_ids})
+
+    async def keep_latest(self, thread_ids: Sequence[str]) -> None:
+        """See `Store.keep_latest`."""
+        with _guard:
+            self._settle()
+            known = [thread_id for thread_id in thread_ids if thread_id in self._buckets]
+            self._replace({thread_id: self._buckets[thread_id].latest_only() for thread_id in known})
+
+    async def copy(self, source_thread_id: str, target_thread_id: str) -> None:
+        """See `Store.copy`."""
+        with _guard:
+            self._settle()
+            if target_thread_id in self._buckets:
+                raise ThreadExistsError(
+                    f"cannot copy thread_id {shown(source_thread_id)} to {shown(target_thread_id)}: the target holds "
+                    "a conversation already; delete it first, or copy to a thread_id that is not in use"
+                )
+            source = self._buckets.get(source_thread_id)
+            if source is not None:
+                self._replace({target_thread_id: source.copy()})
+
+    def _replace(self, changes: Mapping[str, Bucket | None]) -> None:
+        """Put whole buckets in the place of others, or of none; None deletes. The caller is in the guard."""
+        steps: _Steps = []
+        runs: dict[str, set[str]] = {}
+        for thread_id, bucket in changes.items():
+            former = self._buckets.get(thread_id)
+            if bucket is not None:
+                steps.append((setitem, (self._buckets, thread_id, bucket)))
+            elif former is not None:
+                steps.append((self._buckets.pop, (thread_id, None)))
+            before, after = former.runs if former else {}, bucket.runs if bucket else {}
+            for run_id in before.keys() - after.keys():
+                runs.setdefault(run_id, set(self._runs[run_id])).discard(thread_id)
+            for run_id in after.keys() - before.keys():
+                runs.setdefault(run_id, set(self._runs.get(run_id, ()))).add(thread_id)
+        for run_id, left in runs.items():
+            step: _Step = (setitem, (self._runs, run_id, frozenset(left))) if left else (self._runs.pop, (run_id, None))
+            steps.append(step)
+        self._commit(steps)
+
+
+def _add_versions(
+    namespace: Namespace,
+    record: CheckpointRecord,
+    former: CheckpointRecord | None,
+    blobs: dict[ChannelVersion, Blob],
+    steps: _Steps,
+) -> None:
+    """Append the steps that store `blobs` and count who needs which version once `record` replaces `former`."""
+    versions = namespace.versions
+    held = set(former.versions) if former is not None else ()
+    for key in record.versions:
+        version, blob = versions.get(key), blobs.pop(key, None)
+        needed = 1 if version is None else version.needed + (key not in held)
+        if version is None or blob is not None:
+            steps.append((setitem, (versions, key, Version(blob, needed))))
+        elif needed != version.needed:
+            steps.append((setattr, (version, "needed", needed)))
+    # Not among this checkpoint's versions: kept for a later one.
+    for key, blob in blobs.items():
+        version = versions.get(key)
+        needed = 0 if version is None else version.needed - (key in held)
+        steps.append((setitem, (versions, key, Version(blob, needed))))
+    for key in set(held).difference(record.versions, blobs):
+        version = versions[key]
+        if version.needed > 1:
+            steps.append((setattr, (version, "needed", version.needed - 1)))
+        else:
+            steps.append((versions.pop, (key, None)))
+
+
+def _add_in_order(owner: object, name: str, ascending: list[_Ordered], item: _Ordered, steps: _Steps) -> None:
+    """Append the step that adds `item` to a list of `owner` in which it is not yet."""
+    if not ascending or item > ascending[-1]:
+        steps.append((_append_once, (ascending, item)))
+    else:
+        steps.append((setattr, (owner, name, with_inserted(ascending, item))))
+
+
+def _append_once(items: list[_Ordered], item: _Ordered) -> None:
+    if not items or items[-1] != item:
+        items.append(item)
+
+
+class _Found(AsyncIterator[StoredCheckpoint]):
+    """The checkpoints of one listing: its keys are fixed at the first step, each is read when its turn comes."""
+
+    def __init__(self, store: MemoryStore, listing: Listing) -> None:
+        self._store = store
+        self._listing = listing
+        self._keys: Iterator[tuple[str, str, str]] | None = None
+
+    async def __anext__(self) -> StoredCheckpoint:
+        if self._keys is None:
+            self._keys = await self._all_keys()
+        for checkpoint_id, checkpoint_ns, thread_id in self._keys:
+            found = await self._store.get(thread_id, checkpoint_ns, checkpoint_id)
+            if found is not None:
+                return found
+        raise StopAsyncIteration
+
+    async def _all_keys(self) -> Iterator[tuple[str, str, str]]:
+        thread_id = self._listing.thread_id
+        if thread_id is not None:
+            bucket = self._store.peek(lambda buckets: buckets.get(thread_id))
+            return self._keys_in(thread_id, bucket) if bucket is not None else iter(())
+        # Merged in two stages with a yield between, as the first look at each of many conversations takes its time.
+        buckets = self._store.peek(lambda buckets: [*buckets.items()])
+        runs = []
+        for start in range(0, len(buckets), _MERGED_AT_ONCE):
+            some = buckets[start : start + _MERGED_AT_ONCE]
+            run = merge(*[self._keys_in(*one) for one in some], reverse=True)
+            runs.append(chain([*islice(run, 1)], run))
+            await yield_to_loop()
+        return merge(*runs, reverse=True)
+
+    def _keys_in(self, thread_id: str, bucket: Bucket) -> Iterator[tuple[str, str, str]]:
+        """Return what of a conversation is listed, newest first; as its lists only grow at the end, a length fixes it."""
+        _, checkpoint_ns, checkpoint_id, before = self._listing
+        high = before if checkpoint_id is None else checkpoint_id + "\0"  # the least string that is greater
+        if high is not None and before is not None:
+            high = min(high, before)
+        if checkpoint_ns is None:
+            order = bucket.order
+            first = bisect_left(order, (checkpoint_id or "", ""))
+            end = len(order) if high is None else bisect_left(order, (high, ""))
+            return ((*order[i], thread_id) for i in range(end - 1, first - 1, -1))
+        namespace = bucket.namespaces.get(checkpoint_ns)
+        if namespace is None:
+            return iter(())
+        ids = namespace.ids
+        first = bisect_left(ids, checkpoint_id or "")
+        end = len(ids) if high is None else bisect_left(ids, high)
+        return ((ids[i], checkpoint_ns, thread_id) for i in range(end - 1, first - 1, -1))
+
+
+class _ThreadIds(AsyncIterator[str]):
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._left: Iterator[str] | None = None
+
+    async def __anext__(self) -> str:
+        if self._left is None:
+            self._left = reversed(self._store.peek(list))
+        for thread_id in self._left:
+            if self._store.holds(thread_id):
+                return thread_id
+        raise StopAsyncIteration
