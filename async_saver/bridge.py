@@ -88,4 +88,9 @@ def _serve(ready: "Future[BlockingPortal]") -> None:
 
 bridge = SyncBridge()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=bridge._reset)
+    # A fork waits for a portal that is being started: the child would inherit the import locks that its worker holds.
+    os.register_at_fork(
+        before=lambda: bridge._starting.acquire(),
+        after_in_parent=lambda: bridge._starting.release(),
+        after_in_child=bridge._reset,
+    )

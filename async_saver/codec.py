@@ -74,11 +74,11 @@ def encode_checkpoint(
         checkpoint,
         full_metadata,
         parent_id=_parent_id(config),
+        # As it was given: get_checkpoint_metadata takes NULs out of text, and drops a UUID.
+        run_id=metadata.get("run_id", _run_id(config)),
         encoded_checkpoint=_encode(serde, rest, thread_id, "the checkpoint"),
         encoded_metadata=_encode(serde, full_metadata, thread_id, "the metadata"),
     )
-    if record.run_id is None:
-        record = record._replace(run_id=_run_id(config))
     snapshots = [channel for channel in new_versions if isinstance(values.get(channel), _DeltaSnapshot)]
     if snapshots:
         record = record._replace(delta_channels=tuple({*record.delta_channels, *snapshots}))
@@ -90,11 +90,11 @@ def record_of(
     metadata: CheckpointMetadata,
     *,
     parent_id: str | None,
+    run_id: object,
     encoded_checkpoint: Blob,
     encoded_metadata: Blob,
 ) -> CheckpointRecord:
     """Return the record of a checkpoint that is serialised already; its `channel_values` are not looked at."""
-    run_id = metadata.get("run_id")
     return CheckpointRecord(
         checkpoint_id=str(checkpoint["id"]),
         parent_id=parent_id,
@@ -139,7 +139,7 @@ def _parent_id(config: RunnableConfig) -> str | None:
 
 
 def _run_id(config: RunnableConfig) -> str | None:
-    """Return the run that a call belongs to: where `get_checkpoint_metadata` finds it, but a UUID too."""
+    """Return the run that a config names, where `get_checkpoint_metadata` would find it."""
     for part in (config.get("metadata"), config.get("configurable")):
         if part and (run_id := part.get("run_id")) is not None:
             return str(run_id)

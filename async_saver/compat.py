@@ -261,7 +261,12 @@ class Files(AbstractContextManager["Files", None]):
                 "that it was written with"
             ) from exc
         record = record_of(
-            read, read_metadata, parent_id=parent_id, encoded_checkpoint=checkpoint, encoded_metadata=metadata
+            read,
+            read_metadata,
+            parent_id=parent_id,
+            run_id=read_metadata.get("run_id"),
+            encoded_checkpoint=checkpoint,
+            encoded_metadata=metadata,
         )
         blobs = [
             (version, blob)

@@ -27,7 +27,7 @@ from async_saver.codec import Decoder, config_of, encode_checkpoint, encode_writ
 from async_saver.compat import Blobs, Files, Storage, Writes
 from async_saver.errors import ConfigError, InvalidTypeError, InvalidValueError, shown
 from async_saver.locks import ThreadLocks
-from async_saver.records import Listing, StoredCheckpoint
+from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord
 from async_saver.stores.base import Store
 from async_saver.stores.memory import MemoryStore
 
@@ -299,11 +299,29 @@ class AsyncSaver(
             ConfigError: The config has no `thread_id`.
             SerializationError: A value cannot be serialised.
         """
+        return await self._put(*self._encoded(config, checkpoint, metadata, new_versions))
+
+    def _encoded(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> tuple[str, str, CheckpointRecord, Sequence[tuple[ChannelVersion, Blob]]]:
         thread_id, checkpoint_ns, _ = _place(config)
         record, blobs = encode_checkpoint(self.serde, thread_id, config, checkpoint, metadata, new_versions)
+        return thread_id, checkpoint_ns or "", record, blobs
+
+    async def _put(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        record: CheckpointRecord,
+        blobs: Sequence[tuple[ChannelVersion, Blob]],
+    ) -> RunnableConfig:
         async with self._shared.locks.holding(thread_id):
-            await self._shared.store.put(thread_id, checkpoint_ns or "", record, blobs)
-        return config_of(thread_id, checkpoint_ns or "", record.checkpoint_id)
+            await self._shared.store.put(thread_id, checkpoint_ns, record, blobs)
+        return config_of(thread_id, checkpoint_ns, record.checkpoint_id)
 
     async def aput_writes(
         self,
@@ -327,6 +345,11 @@ class AsyncSaver(
             ConfigError: The config has no `thread_id` or no `checkpoint_id`.
             SerializationError: A value cannot be serialised.
         """
+        await self._put_writes(*self._encoded_writes(config, writes, task_id, task_path))
+
+    def _encoded_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> tuple[str, str, str, Sequence[WriteRecord]]:
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
         if checkpoint_id is None:
             raise ConfigError(
@@ -334,8 +357,13 @@ class AsyncSaver(
                 'aput() or put() returned, or add "checkpoint_id" to its "configurable"'
             )
         records = encode_writes(self.serde, thread_id, config, writes, task_id, task_path)
+        return thread_id, checkpoint_ns or "", checkpoint_id, records
+
+    async def _put_writes(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, records: Sequence[WriteRecord]
+    ) -> None:
         async with self._shared.locks.holding(thread_id):
-            await self._shared.store.put_writes(thread_id, checkpoint_ns or "", checkpoint_id, records)
+            await self._shared.store.put_writes(thread_id, checkpoint_ns, checkpoint_id, records)
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of a conversation; an unknown one is ignored."""
@@ -403,15 +431,22 @@ class AsyncSaver(
         before = 0 if current is None else int(str(current).partition(".")[0])
         return f"{before + 1:032}.{random.random():016}"
 
-    # The sync twins. Each runs its async method on the bridge; see `_twin` for which.
+    # The sync twins. Each runs its async method on the bridge, but put and put_writes serialise first, in the caller's
+    # worker thread: on the way to the portal another one may change what was passed.
 
-    def _twin(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Run the async method of a sync one.
+    def _follows(self, name: str) -> bool:
+        """Tell whether a sync method has to run the async one of a subclass.
 
-        In a subclass that overrides the sync method, it is reached by `super()` and means this class's work: the
+        In a subclass that overrides the sync method too, it is reached by `super()` and means this class's work: the
         subclass's async method may well be one that calls the sync one.
         """
-        if getattr(type(self), name) is getattr(AsyncSaver, name):
+        cls = type(self)
+        own = getattr(cls, name) is getattr(AsyncSaver, name)
+        return own and getattr(cls, "a" + name) is not getattr(AsyncSaver, "a" + name)
+
+    def _twin(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the async method of a sync one."""
+        if self._follows(name):
             return bridge.call(getattr(self, "a" + name), *args, **kwargs)
         return bridge.call(getattr(AsyncSaver, "a" + name), self, *args, **kwargs)
 
@@ -432,11 +467,9 @@ class AsyncSaver(
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """Do `alist`, from sync code."""
-        if type(self).list is AsyncSaver.list:
-            found = self.alist(config, filter=filter, before=before, limit=limit)
-        else:
-            found = AsyncSaver.alist(self, config, filter=filter, before=before, limit=limit)
-        return _each(found)
+        if self._follows("list"):
+            return _each(self.alist(config, filter=filter, before=before, limit=limit))
+        return _each(AsyncSaver.alist(self, config, filter=filter, before=before, limit=limit))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -461,7 +494,9 @@ class AsyncSaver(
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Do `aput`, from sync code."""
-        return cast(RunnableConfig, self._twin("put", config, checkpoint, metadata, new_versions))
+        if self._follows("put"):
+            return bridge.call(self.aput, config, checkpoint, metadata, new_versions)
+        return bridge.call(self._put, *self._encoded(config, checkpoint, metadata, new_versions))
 
     def put_writes(
         self,
@@ -471,7 +506,9 @@ class AsyncSaver(
         task_path: str = "",
     ) -> None:
         """Do `aput_writes`, from sync code."""
-        self._twin("put_writes", config, writes, task_id, task_path)
+        if self._follows("put_writes"):
+            return bridge.call(self.aput_writes, config, writes, task_id, task_path)
+        return bridge.call(self._put_writes, *self._encoded_writes(config, writes, task_id, task_path))
 
     def delete_thread(self, thread_id: str) -> None:
         """Do `adelete_thread`, from sync code."""

@@ -333,7 +333,7 @@ class _Found(AsyncIterator[StoredCheckpoint]):
         return merge(*runs, reverse=True)
 
     def _keys_in(self, thread_id: str, bucket: Bucket) -> Iterator[tuple[str, str, str]]:
-        """Return what of a conversation is listed, newest first; as its lists only grow at the end, a length fixes it."""
+        """Return what of a conversation is listed, newest first: its lists only grow at the end, so lengths fix it."""
         _, checkpoint_ns, checkpoint_id, before = self._listing
         high = before if checkpoint_id is None else checkpoint_id + "\0"  # the least string that is greater
         if high is not None and before is not None:

@@ -1,0 +1,32 @@
+"""Fixtures: every backend, every store."""
+
+from importlib.util import find_spec
+
+import pytest
+
+from async_saver import AsyncSaver, MemoryStore, Store
+
+_BACKENDS = [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio")]
+if find_spec("uvloop"):
+    _BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
+if find_spec("trio"):
+    _BACKENDS.append(pytest.param("trio", id="trio"))
+
+
+@pytest.fixture(params=_BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> object:
+    """Every event loop that the saver is promised to run on."""
+    return request.param
+
+
+@pytest.fixture(params=[MemoryStore])
+def store(request: pytest.FixtureRequest) -> Store:
+    """Every store, empty."""
+    made: Store = request.param()
+    return made
+
+
+@pytest.fixture
+def saver(store: Store) -> AsyncSaver:
+    """A saver over every store."""
+    return AsyncSaver(store=store)

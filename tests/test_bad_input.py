@@ -1,0 +1,128 @@
+"""Bad and odd input, at every entrance."""
+
+import enum
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from async_saver import AsyncSaver, ConfigError
+from tests.build import all_of, checkpoint, config, listed, put
+
+pytestmark = pytest.mark.anyio
+
+_NEEDS_A_THREAD: dict[str, Callable[[AsyncSaver, Any], Any]] = {
+    "aget_tuple": lambda saver, where: saver.aget_tuple(where),
+    "aget": lambda saver, where: saver.aget(where),
+    "aput": lambda saver, where: saver.aput(where, checkpoint("1"), {}, {}),
+    "aput_writes": lambda saver, where: saver.aput_writes(where, [("c", 1)], "task"),
+    "aget_delta_channel_history": lambda saver, where: saver.aget_delta_channel_history(config=where, channels=["c"]),
+}
+
+
+@pytest.mark.parametrize("where", [{"configurable": {}}, {}, None, {"configurable": {"thread_id": None}}])
+@pytest.mark.parametrize("name", _NEEDS_A_THREAD)
+async def test_without_a_thread_id_the_error_says_what_to_pass(saver: AsyncSaver, name: str, where: Any) -> None:
+    """It is the KeyError that InMemorySaver raises, with a message for people."""
+    with pytest.raises(ConfigError, match=r'config=\{"configurable": \{"thread_id"') as caught:
+        await _NEEDS_A_THREAD[name](saver, where)
+    assert isinstance(caught.value, KeyError)
+    assert await saver.acount() == 0
+
+
+async def test_a_list_of_one_conversation_without_its_id_is_an_error(saver: AsyncSaver) -> None:
+    """It is not taken for a list of all of them."""
+    with pytest.raises(ConfigError):
+        saver.alist({"configurable": {"checkpoint_ns": ""}})
+    with pytest.raises(ConfigError):
+        saver.list({"configurable": {"checkpoint_ns": ""}})
+
+
+async def test_writes_without_a_checkpoint_id_say_what_to_pass(saver: AsyncSaver) -> None:
+    """The config that a put returned."""
+    with pytest.raises(ConfigError, match=r"thread_id 't'.*checkpoint_id"):
+        await saver.aput_writes(config(), [("c", 1)], "task")
+
+
+class Kind(str, enum.Enum):
+    """An enumeration of text."""
+
+    CHAT = "chat"
+
+
+_ODD = ["", "a|b", "a%", "a:b", "a_b", "ab", "\x00", "a\x00b", "ü😀\u202e", "'; --", "a" * 100_000, "x" * 1_000_000]
+
+
+@pytest.mark.parametrize("odd", [*_ODD, 7, UUID(int=7)], ids=lambda value: repr(value)[:12])
+async def test_odd_ids_work_everywhere(saver: AsyncSaver, odd: Any) -> None:
+    """As conversation, namespace, checkpoint, channel, task and run."""
+    text = str(odd)
+    await put(saver, text or "1", {text: "value"}, thread_id=odd, ns=text, run_id=odd)
+    await saver.aput_writes(config(odd, text or "1", text), [(text, "write")], text, text)
+    found = await saver.aget_tuple(config(odd, ns=text))
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {text: "value"}
+    assert found.pending_writes == [(text, text, "write")]
+    assert found.config == config(text, text or "1", text)
+    assert await listed(saver, config(odd, text or "1", text)) == [text or "1"]
+    assert await all_of(saver.athread_ids()) == [text]
+    await saver.acopy_thread(odd, "copy")
+    await saver.adelete_thread(odd)
+    assert await listed(saver, None) == [text or "1"]
+    await saver.adelete_for_runs([odd])
+    assert await saver.acount() == 0
+
+
+async def test_deleting_one_touches_no_other_whose_name_is_alike(saver: AsyncSaver) -> None:
+    """An id is neither a prefix nor a pattern."""
+    others = ["", "a:b", "a%", "a_", "ab", "A", "a|", "a\x00", "%", "_", "a "]
+    for thread_id in ("a", *others):
+        await put(saver, "1", {"x": thread_id}, thread_id=thread_id, run_id=thread_id)
+        await saver.aput_writes(config(thread_id, "1"), [("c", thread_id)], "task")
+    await saver.adelete_thread("a")
+    await saver.adelete_for_runs(["a"])
+    await saver.aprune(["a"], strategy="delete")
+    assert sorted(await all_of(saver.athread_ids())) == sorted(others)
+    for thread_id in others:
+        found = await saver.aget_tuple(config(thread_id))
+        assert found is not None
+        assert found.checkpoint["channel_values"] == {"x": thread_id}
+        assert found.pending_writes == [("task", "c", thread_id)]
+
+
+async def test_text_of_another_type_names_the_same(saver: AsyncSaver) -> None:
+    """A member of a text enumeration is its text, and an int its digits."""
+    await put(saver, "1", thread_id=Kind.CHAT)
+    await put(saver, "1", thread_id=7)
+    assert await listed(saver, config("chat")) == await listed(saver, config("7")) == ["1"]
+
+
+async def test_a_namespace_that_is_absent_is_the_root(saver: AsyncSaver) -> None:
+    """In a put, in writes and in a get; upstream's put wants it spelled out."""
+    await saver.aput(config(ns=None), checkpoint("1"), {}, {})
+    await saver.aput_writes(config(checkpoint_id="1", ns=None), [("c", 1)], "task")
+    found = await saver.aget_tuple(config(ns=None))
+    assert found is not None
+    assert found.config == config(checkpoint_id="1", ns="")
+    assert found.pending_writes == [("task", "c", 1)]
+
+
+async def test_unknown_ids_are_ignored_or_read_as_nothing(saver: AsyncSaver) -> None:
+    """By every call that takes one."""
+    await put(saver, "1")
+    await saver.adelete_thread("unknown")
+    await saver.adelete_for_runs(["unknown"])
+    await saver.aprune(["unknown"])
+    await saver.acopy_thread("unknown", "other")
+    assert await saver.aget_tuple(config("unknown")) is None
+    assert await saver.aget(config(checkpoint_id="unknown")) is None
+    assert await listed(saver, config("unknown")) == []
+    assert await listed(saver, config(ns="unknown")) == []
+    assert await listed(saver, None) == ["1"]
+
+
+async def test_no_writes_at_all_leave_no_trace(saver: AsyncSaver) -> None:
+    """An empty list of writes is not a conversation."""
+    await saver.aput_writes(config(checkpoint_id="1"), [], "task")
+    assert await saver.acount() == 0

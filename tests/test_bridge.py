@@ -1,0 +1,273 @@
+"""P6 and P7: sync calls from anywhere, on any loop, in any worker thread, after any fork."""
+
+import asyncio
+import contextvars
+import copy
+import gc
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import anyio
+import pytest
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from async_saver import AsyncSaver, PortalError, SerializationError
+from async_saver.bridge import SyncBridge, bridge
+from tests.build import checkpoint, config, ids, listed, put
+
+pytestmark = pytest.mark.anyio
+
+
+def test_every_sync_method_does_what_its_async_twin_does() -> None:
+    """All of them, from a plain thread."""
+    saver = AsyncSaver()
+    saver.setup()
+    assert saver.put(config(), checkpoint("1", {"x": 1}), {"run_id": "r"}, {"x": "1"}) == config(checkpoint_id="1")
+    saver.put_writes(config(checkpoint_id="1"), [("c", 1)], "task", "path")
+    saver.copy_thread("t", "copy")
+    saver.put(config(checkpoint_id="1"), checkpoint("2"), {}, {})
+    found = saver.get_tuple(config(checkpoint_id="1"))
+    assert found is not None
+    assert found.pending_writes == [("task", "c", 1)]
+    assert saver.get(config("copy")) == checkpoint("1", {"x": 1})
+    assert ids(saver.list(config())) == ["2", "1"]
+    assert saver.get_delta_channel_history(config=config(), channels=["c"]) == {"c": {"writes": [("task", "c", 1)]}}
+    assert list(saver.thread_ids()) == ["t", "copy"]
+    assert saver.count() == 2
+    saver.prune(["t"], strategy="keep_latest")
+    assert ids(saver.list(config())) == ["2"]
+    saver.delete_for_runs(["r"])
+    assert saver.count() == 1
+    saver.delete_thread("t")
+    assert saver.count() == 0
+
+
+async def test_a_sync_call_on_an_event_loop_blocks_it_and_returns(saver: AsyncSaver) -> None:
+    """Also while the conversation is held on that very loop."""
+    async with saver._shared.locks.holding("t"):
+        saver.put(config(), checkpoint("1"), {}, {})
+        assert ids(saver.list(config())) == ["1"]
+
+
+async def test_many_loops_and_threads_use_one_saver_at_once(saver: AsyncSaver) -> None:
+    """Async on a loop per worker thread and sync from plain ones, all on the same conversation."""
+
+    async def on_a_loop(worker: int) -> None:
+        for number in range(20):
+            await put(saver, f"{worker}-{number:03}", {"x": number})
+
+    def plain(worker: int) -> None:
+        for number in range(20):
+            saver.put(config(), checkpoint(f"{worker}-{number:03}", {"x": number}), {}, {"x": f"{worker}-{number}"})
+
+    def all_at_once() -> None:
+        with ThreadPoolExecutor(8) as pool:
+            jobs = [pool.submit(anyio.run, on_a_loop, worker) for worker in range(4)]
+            jobs += [pool.submit(plain, worker) for worker in range(4, 8)]
+            for job in jobs:
+                job.result()
+
+    await anyio.to_thread.run_sync(all_at_once)
+    assert await listed(saver, config()) == [f"{w}-{n:03}" for w in range(7, -1, -1) for n in range(19, -1, -1)]
+    assert len(saver._shared.locks) == 0
+
+
+def test_a_saver_outlives_its_loops() -> None:
+    """Made before any loop, used by one after the other, and by sync code between."""
+    saver = AsyncSaver()
+    asyncio.run(put(saver, "1"))
+    saver.put(config(), checkpoint("2"), {}, {})
+    assert asyncio.run(listed(saver, config())) == ["2", "1"]
+
+
+def test_errors_come_back_as_they_are() -> None:
+    """With their own type, and the next call works."""
+    saver = AsyncSaver()
+    with pytest.raises(SerializationError, match="x"):
+        saver.put(config(), checkpoint("1", {"x": object()}), {}, {"x": "1"})
+    assert saver.get_tuple(config()) is None
+
+
+def test_a_sync_call_on_the_portal_itself_is_refused() -> None:
+    """It would wait for its own end."""
+    saver = AsyncSaver()
+
+    class Asking(JsonPlusSerializer):
+        def loads_typed(self, data: tuple[str, bytes]) -> Any:
+            saver.count()
+            return super().loads_typed(data)
+
+    saver.put(config(), checkpoint("1"), {}, {})
+    saver.serde = Asking()
+    with pytest.raises(Exception, match="cannot read") as caught:
+        saver.get_tuple(config())
+    assert isinstance(caught.value.__cause__, PortalError)
+
+
+def test_what_interrupts_the_wait_cancels_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call is left running behind a caller that is gone."""
+    started, ended = threading.Event(), threading.Event()
+
+    async def call() -> None:
+        started.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    class Interrupted(Future):  # type: ignore[type-arg]
+        def result(self, timeout: float | None = None) -> Any:
+            started.wait(10)
+            raise KeyboardInterrupt
+
+    portal = bridge._started()
+    start = portal.start_task_soon
+
+    def interrupting(*args: Any) -> Any:
+        future = start(*args)
+        future.__class__ = Interrupted
+        return future
+
+    monkeypatch.setattr(portal, "start_task_soon", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        bridge.call(call)
+    assert ended.wait(10)
+
+
+def test_a_call_runs_in_its_callers_context() -> None:
+    """And not in that of whoever made the first call."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nobody's")
+    fresh = SyncBridge()
+
+    async def read() -> str:
+        return variable.get()
+
+    token = variable.set("first")
+    assert fresh.call(read) == "first"
+    variable.reset(token)
+    assert fresh.call(read) == "nobody's"
+
+
+def test_two_first_callers_start_one_portal() -> None:
+    """However many threads come at once."""
+    fresh, before = SyncBridge(), threading.active_count()
+
+    async def worker() -> int:
+        return threading.get_ident()
+
+    barrier = threading.Barrier(8)
+
+    def call() -> int:
+        barrier.wait()
+        return fresh.call(worker)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len({job.result() for job in [pool.submit(call) for _ in range(8)]}) == 1
+    assert threading.active_count() == before + 1
+
+
+def test_dropped_savers_leave_no_thread_and_no_descriptor() -> None:
+    """Two thousand, used once each and never closed."""
+    AsyncSaver().count()
+    gc.collect()
+    threads, descriptors = threading.active_count(), len(os.listdir("/dev/fd"))
+    for _ in range(2000):
+        AsyncSaver().put(config(), checkpoint("1"), {}, {})
+    gc.collect()
+    assert threading.active_count() == threads
+    assert len(os.listdir("/dev/fd")) == descriptors
+
+
+def test_a_script_that_closes_nothing_exits_cleanly() -> None:
+    """At once, and with nothing printed, every warning shown."""
+    script = "import async_saver as a; s = a.AsyncSaver(); s.delete_thread('t'); print(s.count())"
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this platform")
+def test_a_child_of_a_fork_has_a_portal_and_locks_of_its_own() -> None:
+    """In a process of its own, as the portal's worker thread makes Python warn of forks."""
+    script = """
+import os, threading
+from async_saver import AsyncSaver
+from tests.build import checkpoint, config, ids
+saver, stop = AsyncSaver(), threading.Event()
+def write(number):
+    while not stop.is_set():
+        saver.put(config(f"{number}"), checkpoint("1"), {}, {})
+workers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+for worker in workers:
+    worker.start()
+for number in range(20):
+    child = os.fork()
+    if not child:
+        saver.put(config("child"), checkpoint("2"), {}, {})
+        os._exit(0 if ids(saver.list(config("child"))) == ["2"] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+stop.set()
+for worker in workers:
+    worker.join()
+assert not list(saver.list(config("child")))
+"""
+    # From 3.12 on, Python warns of any fork of a process with threads; what it warns of is what is tested here.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# Subclasses. InMemorySaver's are written both ways round.
+
+
+def test_a_sync_method_runs_the_async_one_that_a_subclass_overrides() -> None:
+    """So that it has to be overridden once."""
+    names: list[str] = []
+
+    class Counting(AsyncSaver):
+        async def aput(self, *args: Any) -> Any:
+            names.append("aput")
+            return await super().aput(*args)
+
+        async def aget_tuple(self, *args: Any) -> Any:
+            names.append("aget_tuple")
+            return await super().aget_tuple(*args)
+
+    saver = Counting()
+    saver.put(config(), checkpoint("1"), {}, {})
+    assert saver.get_tuple(config()) is not None
+    assert names == ["aput", "aget_tuple"]
+
+
+def test_a_subclass_may_run_its_sync_method_from_its_async_one() -> None:
+    """As subclasses of InMemorySaver do: the two must not call each other for ever."""
+    names: list[str] = []
+
+    class Sync(AsyncSaver):
+        def put(self, *args: Any) -> Any:
+            names.append("put")
+            return super().put(*args)
+
+        async def aput(self, *args: Any) -> Any:
+            return await asyncio.get_running_loop().run_in_executor(None, self.put, *args)
+
+    saver = Sync()
+    asyncio.run(put(saver, "1"))
+    saver.put(config(), checkpoint("2"), {}, {})
+    assert names == ["put", "put"]
+    assert asyncio.run(listed(saver, config())) == ["2", "1"]
+
+
+def test_a_copied_saver_needs_nothing_new() -> None:
+    """The portal belongs to the process."""
+    before = threading.active_count()
+    saver = AsyncSaver()
+    saver.put(config(), checkpoint("1"), {}, {})
+    for twin in (copy.copy(saver), copy.deepcopy(saver)):
+        assert twin.count() == 1
+    assert threading.active_count() <= before + 1

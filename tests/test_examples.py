@@ -1,0 +1,107 @@
+"""The examples run, complain of nothing, and show what they say they show."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+# asyncio's debug mode, which -X dev turns on, tells of any step over 0.1 s: on a busy machine a full garbage collection
+# is one, whoever's code it falls into.
+SLOW_STEP = re.compile(r"^Executing <.*> took [\d.]+ seconds\n", re.MULTILINE)
+
+# What an example must print, each a run of whole lines (indentation aside): what a broken saver would get wrong.
+FACTS = {
+    "quickstart.py": [
+        """
+        Ana: Who am I, and what did I ask about?  ->  You are Ana, and you asked about Paris.
+        Ben: Who am I, and what did I ask about?  ->  You are Ben, and you asked about Oslo.
+        Cho: Who am I, and what did I ask about?  ->  You are Cho, and you asked about Lima.
+        """,
+        """
+        step  6; messages: 6; next: nothing, the turn is over
+        step  5; messages: 5; next: model
+        step  4; messages: 4; next: __start__
+        step  3; messages: 4; next: nothing, the turn is over
+        step  2; messages: 3; next: model
+        step  1; messages: 2; next: tools
+        step  0; messages: 1; next: model
+        step -1; messages: 0; next: __start__
+        """,
+        """
+        the new branch:  You are Ana, and you asked about Paris and Rome.
+        the first one, as it was:  You are Ana, and you asked about Paris.
+        """,
+        """
+        Ben's agent is paused in: tools. It asks: May I book a flight to Oslo?
+        Cho's agent is paused in: tools. It asks: May I book a flight to Lima?
+        Ben says yes  ->  Your flight to Oslo is booked.
+        Cho says no  ->  No flight to Lima was booked.
+        """,
+    ],
+    "sync_graph.py": [
+        """
+        invoke: {'items': ['tea'], 'total': 4}
+        stream: {'price': {'total': 10}}
+        """,
+        """
+        now: {'items': ['tea', 'cake'], 'total': 10}
+        step  4: {'items': ['tea', 'cake'], 'total': 10}
+        step  3: {'items': ['tea', 'cake'], 'total': 4}
+        step  2: {'items': ['tea'], 'total': 4}
+        step  1: {'items': ['tea'], 'total': 4}
+        step  0: {'items': ['tea']}
+        step -1: {'items': []}
+        """,
+        """
+        customer-0: tea, jam, cake; total 15
+        customer-1: tea, jam, jam; total 14
+        """,
+        "customer-7: tea, jam, jam; total 14",
+    ],
+    "trio_app.py": [
+        """
+        job-0: latest page 2; newest first: [2, 1, 0]
+        job-1: latest page 2; newest first: [2, 1, 0]
+        job-2: latest page 2; newest first: [2, 1, 0]
+        """,
+        """
+        Ana: I am Ana; and here I am again (8 words)
+        Ben: I am Ben; and here I am again (8 words)
+        Cho: I am Cho; and here I am again (8 words)
+        """,
+    ],
+}
+
+
+def _stripped(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines()]
+    return "\n".join(["", *lines, ""])
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_runs(path: Path, tmp_path: Path) -> None:
+    """An example exits cleanly, warns of nothing, and prints what a working saver makes it print."""
+    # A developer's own tracing would want the network.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("LANGSMITH_", "LANGCHAIN_"))}
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-X", "dev", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=env,
+    )
+    assert (ran.returncode, SLOW_STEP.sub("", ran.stderr)) == (0, "")
+    assert ran.stdout
+    printed = _stripped(ran.stdout)
+    assert [fact for fact in FACTS.get(path.name, []) if _stripped(fact) not in printed] == [], ran.stdout
+
+
+def test_facts_have_their_examples() -> None:
+    """Every example that facts are listed for exists, so that renaming one does not drop its facts."""
+    assert {path.name for path in EXAMPLES} >= FACTS.keys()

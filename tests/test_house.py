@@ -1,0 +1,55 @@
+"""The house: which module may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import async_saver
+
+_ROOT = Path(async_saver.__file__).parent
+
+# A module may import those of lower floors; on one floor, only what stands in _NEXT_DOOR.
+_FLOORS = [
+    {"errors", "records"},
+    {"locks", "bridge", "stores.base", "stores.bucket"},
+    {"codec", "stores.memory"},
+    {"compat"},
+    {"saver"},
+    {"__init__"},
+]
+_NEXT_DOOR: set[tuple[str, str]] = set()
+
+
+def _modules() -> dict[str, set[str]]:
+    """Every module's name, with the modules of this package that it imports."""
+    found = {}
+    for path in _ROOT.rglob("*.py"):
+        name = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
+        nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+        imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+        found[name] = {one.removeprefix("async_saver.") for one in imported if one.startswith("async_saver.")}
+    return {name: imports for name, imports in found.items() if name != "stores.__init__"}
+
+
+def test_imports_run_downward() -> None:
+    """Every module stands on a floor, and imports from lower floors only."""
+    floor = {name: number for number, names in enumerate(_FLOORS) for name in names}
+    modules = _modules()
+    assert modules.keys() == floor.keys()
+    wrong = {
+        (name, one)
+        for name, imports in modules.items()
+        for one in imports
+        if floor[one] >= floor[name] and (name, one) not in _NEXT_DOOR
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", ["trio", "uvloop", "langgraph.graph", "sqlite3", "psycopg"])
+def test_the_core_needs_only_its_dependencies(module: str) -> None:
+    """What only some users have is not imported with the package."""
+    script = f"import async_saver, sys; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
