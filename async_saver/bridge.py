@@ -5,6 +5,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextvars import Context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import anyio
@@ -49,10 +50,8 @@ class SyncBridge:
                 "a sync method of a saver was called by code that itself runs for one (a serde, perhaps, or a "
                 "validator of a state's model); call the async method instead"
             )
-        if kwargs:
-            future = portal.start_task_soon(lambda: func(*args, **kwargs))
-        else:
-            future = portal.start_task_soon(func, *args)
+        start: Callable[[], Awaitable[_T]] = partial(func, *args, **kwargs)
+        future = portal.start_task_soon(start)
         try:
             return future.result()
         except BaseException:
@@ -86,7 +85,7 @@ def _serve(ready: "Future[BlockingPortal]") -> None:
         raise
 
 
-bridge = SyncBridge()
+bridge: SyncBridge = SyncBridge()
 if hasattr(os, "register_at_fork"):
     # A fork waits for a portal that is being started: the child would inherit the import locks that its worker holds.
     os.register_at_fork(

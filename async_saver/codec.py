@@ -134,7 +134,7 @@ def encode_writes(
 
 
 def _parent_id(config: RunnableConfig) -> str | None:
-    parent_id = config["configurable"].get("checkpoint_id")
+    parent_id = config.get("configurable", {}).get("checkpoint_id")
     return str(parent_id) if parent_id else None
 
 

@@ -224,7 +224,7 @@ class Files(AbstractContextManager["Files", None]):
         self._storage = factory(lambda: defaultdict(dict))
         self._writes = factory(dict)
         self._blobs = factory()
-        self.entered = False
+        self.entered: bool = False
 
     def __enter__(self) -> Self:
         self.entered = True

@@ -236,7 +236,7 @@ class AsyncSaver(
             DeserializationError: A stored value cannot be read with this saver's `serde`.
         """
         thread_id, checkpoint_ns, checkpoint_id = _place(config) if config else (None, None, None)
-        bound = before["configurable"].get("checkpoint_id") if before else None
+        bound = before.get("configurable", {}).get("checkpoint_id") if before else None
         listing = Listing(thread_id, checkpoint_ns, checkpoint_id, str(bound) if bound else None)
         return _Tuples(self._shared.store.list(listing), self.serde, filter or {}, limit)
 

@@ -11,7 +11,7 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 # asyncio's debug mode, which -X dev turns on, tells of any step over 0.1 s: on a busy machine a full garbage collection
-# is one, whoever's code it falls into.
+# is one, and it can fall into any code.
 SLOW_STEP = re.compile(r"^Executing <.*> took [\d.]+ seconds\n", re.MULTILINE)
 
 # What an example must print, each a run of whole lines (indentation aside): what a broken saver would get wrong.

@@ -47,6 +47,10 @@ pytestmark = pytest.mark.asyncio
 DURABILITIES = pytest.mark.parametrize("durability", ["sync", "async", "exit"])
 FREQUENCIES = pytest.mark.parametrize("frequency", [1, 2, 3, 100])
 
+IN_CONTEXT = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="LangGraph's async runs give nodes no context before Python 3.11"
+)
+
 ONE_TURN = ["in", "a1", "b2"]
 
 
@@ -222,6 +226,7 @@ async def test_both_branches_of_an_update_of_the_past_stay_right() -> None:
 # Interrupts and failures.
 
 
+@IN_CONTEXT
 async def test_interrupt_and_resume() -> None:
     """A question is kept as a task's interrupt, and the answer is what `interrupt()` returns."""
 
@@ -237,6 +242,7 @@ async def test_interrupt_and_resume() -> None:
     assert values == {"log": ["in", "a1", "ask:yes"]}
 
 
+@IN_CONTEXT
 async def test_two_questions_of_one_node() -> None:
     """An earlier answer is remembered when the node asks again: resume values are last-wins."""
 
@@ -255,6 +261,7 @@ async def test_two_questions_of_one_node() -> None:
     assert values == {"log": ["in", "1", "2"]}
 
 
+@IN_CONTEXT
 @DURABILITIES
 async def test_interrupts_in_parallel_nodes(durability: str) -> None:
     """All questions are kept, beside what a sibling has written; each node gets the answer to its own."""
@@ -324,7 +331,8 @@ async def test_a_failed_step_is_resumed_without_its_successful_part(durability: 
 # Subgraphs and the functional API.
 
 
-@pytest.mark.parametrize(("memory", "inner"), [(None, ["turn2"]), (True, ["turn2", "turn1"])])
+@IN_CONTEXT
+@pytest.mark.parametrize(("memory", "inner"), [(None, ["turn2"]), (True, ["turn1", "turn2"])])
 async def test_a_subgraph_remembers_only_with_memory_of_its_own(memory: bool | None, inner: list[str]) -> None:
     """Compiled with `checkpointer=True` it starts from its last state, by default from its input alone."""
 
@@ -337,10 +345,10 @@ async def test_a_subgraph_remembers_only_with_memory_of_its_own(memory: bool | N
         return seen, await outlines(graph)
 
     seen, _ = await alike(program)
-    assert seen[0] == ["turn1"]
-    assert sorted(seen[1]) == sorted(inner)
+    assert seen == [["turn1"], inner]
 
 
+@IN_CONTEXT
 @pytest.mark.parametrize("memory", [None, True])
 async def test_the_state_of_an_interrupted_subgraph(memory: bool | None) -> None:
     """`get_state(subgraphs=True)` shows it, its history is its own, and an answer reaches it."""
@@ -362,6 +370,7 @@ async def test_the_state_of_an_interrupted_subgraph(memory: bool | None) -> None
     assert values == ["in", "before1", "in", "before1", "x2", "ask:yes", "after6"]
 
 
+@IN_CONTEXT
 @pytest.mark.parametrize("memory", [None, True])
 async def test_time_travel_into_a_subgraph(memory: bool | None) -> None:
     """A fork inside an interrupted subgraph goes on from there; the first end stays readable."""
@@ -383,6 +392,7 @@ async def test_time_travel_into_a_subgraph(memory: bool | None) -> None:
     assert forked == ["in", "before1", "in", "before1", "x2", "fork", "ask:no", "after7"]
 
 
+@IN_CONTEXT
 async def test_the_functional_api() -> None:
     """`previous` is what the last call saved, and not what it returned; a resumed call does not repeat its tasks."""
 
@@ -591,6 +601,7 @@ async def test_strict_msgpack_keeps_two_graphs_types_apart() -> None:
     ], done.stderr
 
 
+@IN_CONTEXT
 async def test_an_encrypting_serializer_leaves_no_plaintext() -> None:
     """With AES the graph works and no stored byte shows the secret, which is there without."""
     secret = "the treasure is under the oak"

@@ -37,8 +37,8 @@ class Version:
     __slots__ = ("blob", "needed")
 
     def __init__(self, blob: Blob | None, needed: int) -> None:
-        self.blob = blob
-        self.needed = needed
+        self.blob: Blob | None = blob
+        self.needed: int = needed
 
 
 class Namespace:
@@ -220,8 +220,8 @@ class Bucket:
     __slots__ = ("namespaces", "order", "runs")
 
     def __init__(self, namespaces: dict[str, Namespace]) -> None:
-        self.namespaces = namespaces
-        self.order = sorted((i, ns) for ns, namespace in namespaces.items() for i in namespace.ids)
+        self.namespaces: dict[str, Namespace] = namespaces
+        self.order: list[tuple[str, str]] = sorted((i, ns) for ns, namespace in namespaces.items() for i in namespace.ids)
         self.runs: dict[str, set[tuple[str, str]]] = {}
         for ns, namespace in namespaces.items():
             for checkpoint_id in namespace.ids:

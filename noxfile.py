@@ -1,0 +1,59 @@
+"""What is checked before a change lands. `nox` runs all of it, `nox -s tests-3.12` one part."""
+
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and common mistakes."""
+    session.install("ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Types, as two checkers see them, and as users of the package see it."""
+    session.install("-e", ".[dev]", "mypy", "pyright")
+    session.run("mypy")
+    session.run("pyright")
+    session.run("pyright", "--verifytypes", "async_saver", "--ignoreexternal")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The tests, on every Python."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def tests_without_trio(session: nox.Session) -> None:
+    """The tests where trio is not installed: asyncio alone is enough for the package."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "trio")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Each example, with nothing installed but what its users are told to install."""
+    session.install("-e", ".[examples]")
+    for example in sorted(Path("examples").glob("*.py")):
+        session.run("python", str(example))
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """The tests with branch coverage."""
+    session.install("-e", ".[dev]", "coverage[toml]")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "report")
