@@ -1,6 +1,7 @@
-"""The way from sync code to the saver's coroutines: one event loop for the whole process, on a worker thread."""
+"""The way from sync code to a store's coroutines: one event loop for the whole process, on a worker thread."""
 
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -44,16 +45,19 @@ class SyncBridge:
         Raises:
             PortalError: The caller is running on the portal itself, and would wait for its own end.
         """
+        outcome = partial(_outcome, partial(func, *args, **kwargs))
+        if sys.is_finalizing():
+            # Daemons have stopped for ever. What still runs is the main thread: finalizers, generators being closed.
+            return _result(anyio.run(outcome, backend="asyncio"))
         portal = self._portal or self._started()
         if threading.current_thread() is self._worker:
             raise PortalError(
-                "a sync method of a saver was called by code that itself runs for one (a serde, perhaps, or a "
-                "validator of a state's model); call the async method instead"
+                "a sync method of a saver was called by code that itself runs for one on the portal (a store's, "
+                "perhaps); call the async method instead"
             )
-        start: Callable[[], Awaitable[_T]] = partial(func, *args, **kwargs)
-        future = portal.start_task_soon(start)
+        future = portal.start_task_soon(outcome)
         try:
-            return future.result()
+            return _result(future.result())
         except BaseException:
             future.cancel()
             raise
@@ -63,12 +67,28 @@ class SyncBridge:
             if self._portal is None:
                 ready: Future[BlockingPortal] = Future()
                 # In an empty context: the first caller's context variables are not for everybody's calls.
-                self._worker = threading.Thread(
+                worker = threading.Thread(
                     target=Context().run, args=(_serve, ready), name="async_saver portal", daemon=True
                 )
-                self._worker.start()
-                self._portal = ready.result()
+                worker.start()
+                self._portal, self._worker = ready.result(), worker
             return self._portal
+
+
+async def _outcome(func: Callable[[], Awaitable[_T]]) -> tuple[_T, None] | tuple[None, BaseException]:
+    """Return what `func` returned or raised: an exception that is no `Exception` would end the portal for everybody."""
+    try:
+        return await func(), None
+    except anyio.get_cancelled_exc_class():
+        raise
+    except BaseException as exc:
+        return None, exc
+
+
+def _result(outcome: tuple[_T, None] | tuple[None, BaseException]) -> _T:
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def _serve(ready: "Future[BlockingPortal]") -> None:

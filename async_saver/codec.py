@@ -1,6 +1,7 @@
 """Between LangGraph's checkpoints and stored records: encode at once, decode in slices."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from time import perf_counter
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from async_saver.records import (
     Histories,
     StoredCheckpoint,
     WriteRecord,
+    text,
 )
 
 __all__ = ["Decoder", "config_of", "encode_checkpoint", "encode_writes", "record_of"]
@@ -96,12 +98,12 @@ def record_of(
 ) -> CheckpointRecord:
     """Return the record of a checkpoint that is serialised already; its `channel_values` are not looked at."""
     return CheckpointRecord(
-        checkpoint_id=str(checkpoint["id"]),
+        checkpoint_id=text(checkpoint["id"]),
         parent_id=parent_id,
         checkpoint=encoded_checkpoint,
         metadata=encoded_metadata,
         versions=tuple(checkpoint["channel_versions"].items()),
-        run_id=None if run_id is None else str(run_id),
+        run_id=None if run_id is None else text(run_id),
         delta_channels=tuple(metadata.get("counters_since_delta_snapshot") or ()),
     )
 
@@ -135,14 +137,14 @@ def encode_writes(
 
 def _parent_id(config: RunnableConfig) -> str | None:
     parent_id = config.get("configurable", {}).get("checkpoint_id")
-    return str(parent_id) if parent_id else None
+    return text(parent_id) if parent_id else None
 
 
 def _run_id(config: RunnableConfig) -> str | None:
     """Return the run that a config names, where `get_checkpoint_metadata` would find it."""
     for part in (config.get("metadata"), config.get("configurable")):
         if part and (run_id := part.get("run_id")) is not None:
-            return str(run_id)
+            return text(run_id)
     return None
 
 
@@ -169,14 +171,15 @@ def _type_name(value: object) -> str:
 class Decoder:
     """Reads stored records with one serde, and yields to the event loop when that takes long.
 
-    Stored bytes never change, so a yield in the middle of a checkpoint does no harm.
+    Stored bytes never change, so a yield in the middle of a checkpoint does no harm. Without `yielding` it never
+    waits, which is for sync callers: they read in their own worker thread.
     """
 
     __slots__ = ("_serde", "_until")
 
-    def __init__(self, serde: SerializerProtocol) -> None:
+    def __init__(self, serde: SerializerProtocol, *, yielding: bool = True) -> None:
         self._serde = serde
-        self._until = perf_counter() + _SLICE
+        self._until = perf_counter() + _SLICE if yielding else inf
 
     async def _decode(self, blob: Blob, thread_id: str, what: str, channel: str = "") -> Any:
         if perf_counter() > self._until:
@@ -194,15 +197,12 @@ class Decoder:
         """Read a checkpoint's metadata."""
         return cast(CheckpointMetadata, await self._decode(stored.record.metadata, stored.thread_id, "the metadata"))
 
-    async def checkpoint_tuple(
-        self, stored: StoredCheckpoint, metadata: CheckpointMetadata, config: RunnableConfig
-    ) -> CheckpointTuple:
+    async def checkpoint_tuple(self, stored: StoredCheckpoint, metadata: CheckpointMetadata) -> CheckpointTuple:
         """Read a whole checkpoint.
 
         Args:
             stored: The records.
             metadata: Its metadata, already read.
-            config: What the tuple's `config` shall be.
 
         Raises:
             DeserializationError: A stored value cannot be read.
@@ -211,7 +211,7 @@ class Decoder:
         checkpoint = cast(Checkpoint, await self._decode(record.checkpoint, thread_id, "the checkpoint"))
         channel_values = {channel: await self._decode(blob, thread_id, "channel", channel) for channel, blob in values}
         return CheckpointTuple(
-            config=config,
+            config=config_of(thread_id, checkpoint_ns, record.checkpoint_id),
             checkpoint={**checkpoint, "channel_values": channel_values},
             metadata=metadata,
             parent_config=config_of(thread_id, checkpoint_ns, record.parent_id) if record.parent_id else None,

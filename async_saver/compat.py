@@ -1,5 +1,6 @@
 """What InMemorySaver shows beside its methods: `storage`, `writes` and `blobs`, and mappings that a factory makes."""
 
+import threading
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
@@ -7,16 +8,17 @@ from contextlib import AbstractContextManager, ExitStack
 from types import MappingProxyType, TracebackType
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
+from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from typing_extensions import Self
 
 from async_saver.codec import record_of
 from async_saver.errors import DeserializationError, InvalidTypeError, shown
-from async_saver.records import Blob, WriteRecord
+from async_saver.records import EMPTY, Blob, CheckpointRecord, WriteRecord, text
 from async_saver.stores.bucket import Bucket, Namespace, WriteKey
 from async_saver.stores.memory import MemoryStore
 
-__all__ = ["Blobs", "Files", "Storage", "Writes"]
+__all__ = ["NOT_ASSIGNED", "Blobs", "Files", "Storage", "Writes"]
 
 Checkpoint: TypeAlias = tuple[Blob, Blob, str | None]
 """The serialised checkpoint and metadata, and the parent's id."""
@@ -29,6 +31,13 @@ WritesKey: TypeAlias = tuple[str, str, str]
 
 BlobKey: TypeAlias = tuple[str, str, str, str | int | float]
 """(thread_id, checkpoint_ns, channel, version)"""
+
+NOT_ASSIGNED = (
+    "cannot assign to {} of an AsyncSaver, which only shows what is stored: call aput() or put() for checkpoints, "
+    "aput_writes() or put_writes() for writes"
+)
+
+_HIDDEN = "async_saver_hidden"  # marks, in a factory's mapping, the metadata of a hidden checkpoint
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
@@ -61,10 +70,7 @@ class _View(MutableMapping[_K, _V]):
         return self[key] if key in self else default  # noqa: SIM401  (it would call itself)
 
     def __setitem__(self, key: _K, value: _V) -> NoReturn:
-        raise InvalidTypeError(
-            f"cannot assign to {type(self).__name__.strip('_').lower()} of an AsyncSaver, which only shows what is "
-            "stored: call aput() or put() for checkpoints, aput_writes() or put_writes() for writes"
-        )
+        raise InvalidTypeError(NOT_ASSIGNED.format(type(self).__name__.strip("_").lower()))
 
     def __delitem__(self, key: _K) -> None:
         raise InvalidTypeError(
@@ -104,6 +110,13 @@ class Storage(_View[str, "MutableMapping[str, MutableMapping[str, Checkpoint]]"]
         held = {ns: dict(checkpoints) for ns, checkpoints in self[key].items()}
         del self[key]
         return held
+
+    def popitem(self) -> Any:
+        """Delete some conversation and return its thread_id and what it held."""
+        thread_id = next(iter(self), None)
+        if thread_id is None:
+            raise KeyError("there is no conversation")
+        return thread_id, self.pop(thread_id)
 
     def clear(self) -> None:
         """Delete every conversation."""
@@ -164,13 +177,14 @@ class Writes(_View[WritesKey, "Mapping[WriteKey, Write]"]):
         ]
 
     def _has(self, key: Any, buckets: Mapping[str, Bucket]) -> bool:
-        return bool(self._read(key, buckets))
+        return isinstance(key, tuple) and len(key) == 3 and bool(self._read(key, buckets))
 
     @staticmethod
     def _read(key: WritesKey, buckets: Mapping[str, Bucket]) -> dict[WriteKey, Write]:
-        bucket = buckets.get(key[0])
-        namespace = bucket.namespaces.get(key[1]) if bucket is not None else None
-        writes = namespace.writes.get(key[2], {}) if namespace is not None else {}
+        thread_id, checkpoint_ns, checkpoint_id = key
+        bucket = buckets.get(thread_id)
+        namespace = bucket.namespaces.get(checkpoint_ns) if bucket is not None else None
+        writes = namespace.writes.get(checkpoint_id, {}) if namespace is not None else {}
         return {key: _as_write(write) for key, write in writes.items()}
 
     def __getitem__(self, key: WritesKey) -> Mapping[WriteKey, Write]:
@@ -190,13 +204,14 @@ class Blobs(_View[BlobKey, Blob]):
         ]
 
     def _has(self, key: Any, buckets: Mapping[str, Bucket]) -> bool:
-        return self._read(key, buckets) is not None
+        return isinstance(key, tuple) and len(key) == 4 and self._read(key, buckets) is not None
 
     @staticmethod
     def _read(key: BlobKey, buckets: Mapping[str, Bucket]) -> Blob | None:
-        bucket = buckets.get(key[0])
-        namespace = bucket.namespaces.get(key[1]) if bucket is not None else None
-        version = namespace.versions.get((key[2], key[3])) if namespace is not None else None
+        thread_id, checkpoint_ns, channel, version_id = key
+        bucket = buckets.get(thread_id)
+        namespace = bucket.namespaces.get(checkpoint_ns) if bucket is not None else None
+        version = namespace.versions.get((channel, version_id)) if namespace is not None else None
         return version.blob if version is not None else None
 
     def __getitem__(self, key: BlobKey) -> Blob:
@@ -214,23 +229,32 @@ class Files(AbstractContextManager["Files", None]):
     """The three mappings that a `factory` makes, such as `PersistentDict`s: read on entry, filled on exit.
 
     They are made, entered and closed as InMemorySaver does it, so that files which it wrote open here and the other
-    way round.
+    way round. Their shapes have no place for the run that made a write; after a reopening, `adelete_for_runs` finds
+    only checkpoints, by the `run_id` in their metadata.
     """
 
     def __init__(self, factory: Callable[..., Any], store: MemoryStore, serde: SerializerProtocol) -> None:
         self._store = store
         self._serde = serde
-        self._stack = ExitStack()
+        self._using = threading.Lock()  # the next entry may come while the last exit is writing
+        self._open: ExitStack | None = None
         self._storage = factory(lambda: defaultdict(dict))
         self._writes = factory(dict)
         self._blobs = factory()
-        self.entered: bool = False
 
     def __enter__(self) -> Self:
-        self.entered = True
-        for mapping in (self._storage, self._writes, self._blobs):
-            self._stack.enter_context(mapping)
+        with self._using:
+            self._opened()
         return self
+
+    def _opened(self) -> ExitStack:
+        """Return what closes the mappings, which are entered if they are not."""
+        if self._open is None:
+            with ExitStack() as stack:
+                for mapping in (self._storage, self._writes, self._blobs):
+                    stack.enter_context(mapping)
+                self._open = stack.pop_all()
+        return self._open
 
     async def load(self) -> None:
         """Store what the mappings hold.
@@ -238,20 +262,21 @@ class Files(AbstractContextManager["Files", None]):
         Raises:
             DeserializationError: A checkpoint in them cannot be read with the saver's serde.
         """
-        for thread_id, namespaces in self._storage.items():
-            for checkpoint_ns, checkpoints in namespaces.items():
-                for checkpoint, metadata, parent_id in checkpoints.values():
-                    await self._load_checkpoint(thread_id, checkpoint_ns, checkpoint, metadata, parent_id)
+        # Writes first: those of hidden checkpoints are refused once the checkpoint is there.
         for (thread_id, checkpoint_ns, checkpoint_id), writes in self._writes.items():
             records = [
                 # Files from before task paths have none.
                 WriteRecord(task_id, idx, channel, value, path[0] if path else "", None)
                 for (task_id, idx), (_, channel, value, *path) in writes.items()
             ]
-            await self._store.put_writes(thread_id, checkpoint_ns, checkpoint_id, records)
+            await self._store.put_writes(text(thread_id), text(checkpoint_ns), text(checkpoint_id), records)
+        for thread_id, namespaces in self._storage.items():
+            for checkpoint_ns, checkpoints in namespaces.items():
+                for stored in checkpoints.values():
+                    await self._load_checkpoint(thread_id, checkpoint_ns, *stored)
 
     async def _load_checkpoint(
-        self, thread_id: str, checkpoint_ns: str, checkpoint: Blob, metadata: Blob, parent_id: str | None
+        self, thread_id: object, checkpoint_ns: object, checkpoint: Blob, metadata: Blob, parent_id: object
     ) -> None:
         try:
             read, read_metadata = self._serde.loads_typed(checkpoint), self._serde.loads_typed(metadata)
@@ -260,49 +285,57 @@ class Files(AbstractContextManager["Files", None]):
                 f"cannot read a checkpoint of thread_id {shown(thread_id)} from the factory's mapping: pass the serde "
                 "that it was written with"
             ) from exc
+        hidden = read_metadata.get(_HIDDEN)
         record = record_of(
             read,
             read_metadata,
-            parent_id=parent_id,
+            parent_id=text(parent_id) if parent_id else None,
             run_id=read_metadata.get("run_id"),
-            encoded_checkpoint=checkpoint,
-            encoded_metadata=metadata,
+            encoded_checkpoint=EMPTY if hidden else checkpoint,
+            encoded_metadata=EMPTY if hidden else metadata,
         )
         blobs = [
             (version, blob)
             for version in record.versions
             if (blob := self._blobs.get((thread_id, checkpoint_ns, *version))) is not None
         ]
-        await self._store.put(thread_id, checkpoint_ns, record, blobs)
+        await self._store.put(text(thread_id), text(checkpoint_ns), record, blobs)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.entered = False
-        # All of it is made before any mapping changes: one that is closed half filled would overwrite a good file.
-        storage, writes, blobs = self._store.peek(_contents)
-        for mapping, contents in ((self._storage, storage), (self._writes, writes), (self._blobs, blobs)):
-            mapping.clear()
-            mapping.update(contents)
-        self._stack.__exit__(exc_type, exc_value, traceback)
+        with self._using:
+            stack = self._opened()
+            # All of it is made before any mapping changes: one that is closed half filled would spoil a good file.
+            storage, writes, blobs = self._store.peek(self._contents)
+            for mapping, contents in ((self._storage, storage), (self._writes, writes), (self._blobs, blobs)):
+                mapping.clear()
+                mapping.update(contents)
+            self._open = None
+            stack.__exit__(exc_type, exc_value, traceback)
 
+    def _contents(
+        self, buckets: Mapping[str, Bucket]
+    ) -> tuple[dict[str, Any], dict[WritesKey, dict[WriteKey, Write]], dict[BlobKey, Blob]]:
+        storage: dict[str, Any] = {}
+        writes: dict[WritesKey, dict[WriteKey, Write]] = {}
+        blobs: dict[BlobKey, Blob] = {}
+        for thread_id, bucket in buckets.items():
+            for ns, namespace in bucket.namespaces.items():
+                for checkpoint_id, record in namespace.checkpoints.items():
+                    # A defaultdict, because InMemorySaver goes on to write into it.
+                    storage.setdefault(thread_id, defaultdict(dict))[ns][checkpoint_id] = self._as_stored(record)
+                for checkpoint_id, stored in namespace.writes.items():
+                    writes[thread_id, ns, checkpoint_id] = {key: _as_write(write) for key, write in stored.items()}
+                for key, version in namespace.versions.items():
+                    if version.blob is not None:
+                        blobs[(thread_id, ns, *key)] = version.blob
+        return storage, writes, blobs
 
-def _contents(
-    buckets: Mapping[str, Bucket],
-) -> tuple[dict[str, Any], dict[WritesKey, dict[WriteKey, Write]], dict[BlobKey, Blob]]:
-    storage: dict[str, Any] = {}
-    writes: dict[WritesKey, dict[WriteKey, Write]] = {}
-    blobs: dict[BlobKey, Blob] = {}
-    for thread_id, bucket in buckets.items():
-        for ns, namespace in bucket.namespaces.items():
-            for checkpoint_id in namespace.ids:
-                record = namespace.checkpoints[checkpoint_id]
-                stored = (record.checkpoint, record.metadata, record.parent_id)
-                # A defaultdict, because InMemorySaver goes on to write into it.
-                storage.setdefault(thread_id, defaultdict(dict))[ns][checkpoint_id] = stored
-            for checkpoint_id, of_checkpoint in namespace.writes.items():
-                writes[thread_id, ns, checkpoint_id] = {key: _as_write(write) for key, write in of_checkpoint.items()}
-            for key, version in namespace.versions.items():
-                if version.blob is not None:
-                    blobs[(thread_id, ns, *key)] = version.blob
-    return storage, writes, blobs
+    def _as_stored(self, record: CheckpointRecord) -> Checkpoint:
+        if not record.hidden:
+            return record.checkpoint, record.metadata, record.parent_id
+        # Without it, what is rebuilt from it would come back incomplete. InMemorySaver sees a bare checkpoint.
+        made = {**empty_checkpoint(), "id": record.checkpoint_id, "channel_versions": dict(record.versions)}
+        metadata = {_HIDDEN: True, "counters_since_delta_snapshot": dict.fromkeys(record.delta_channels, (1, 1))}
+        return self._serde.dumps_typed(made), self._serde.dumps_typed(metadata), record.parent_id

@@ -54,6 +54,7 @@ class _Holding:
                 try:
                     await lock.acquire()
                 except BaseException:
+                    del lock  # the exception's traceback may be kept, and with it this frame
                     self._release()
                     raise
             self._held.append(lock)

@@ -13,6 +13,7 @@ __all__ = [
     "StoredCheckpoint",
     "StoredHistory",
     "WriteRecord",
+    "text",
 ]
 
 Blob: TypeAlias = tuple[str, bytes]
@@ -31,7 +32,8 @@ class CheckpointRecord(NamedTuple):
     Attributes:
         checkpoint_id: Its id; a greater one is newer.
         parent_id: The id of the checkpoint it was made from, in the same namespace.
-        checkpoint: The serialised checkpoint, without its `channel_values`.
+        checkpoint: The serialised checkpoint, without its `channel_values`. `EMPTY` makes the record a hidden one:
+            deleted, and there only for what is rebuilt from it.
         metadata: The serialised metadata.
         versions: The channel versions whose blobs are its `channel_values`.
         run_id: The run that made it, where its metadata or config names one.
@@ -46,6 +48,11 @@ class CheckpointRecord(NamedTuple):
     versions: tuple[ChannelVersion, ...]
     run_id: str | None
     delta_channels: tuple[str, ...]
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the checkpoint is out of sight."""
+        return self.checkpoint == EMPTY
 
 
 class WriteRecord(NamedTuple):
@@ -109,3 +116,10 @@ class Listing(NamedTuple):
 
 Histories: TypeAlias = Mapping[str, StoredHistory]
 """The history of each channel that was asked for."""
+
+
+def text(value: object) -> str:
+    """Return an id as a plain string; the agent server passes UUIDs."""
+    if isinstance(value, str):
+        return str.__str__(value)  # the text of a member of a str enumeration, not its name
+    return str(value)

@@ -1,14 +1,15 @@
 """AsyncSaver: LangGraph's configs in, checkpoint tuples out."""
 
 import copy
+import os
 import random
 import re
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -24,10 +25,10 @@ from typing_extensions import Self
 
 from async_saver.bridge import bridge
 from async_saver.codec import Decoder, config_of, encode_checkpoint, encode_writes
-from async_saver.compat import Blobs, Files, Storage, Writes
+from async_saver.compat import NOT_ASSIGNED, Blobs, Files, Storage, Writes
 from async_saver.errors import ConfigError, InvalidTypeError, InvalidValueError, shown
 from async_saver.locks import ThreadLocks
-from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord
+from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord, text
 from async_saver.stores.base import Store
 from async_saver.stores.memory import MemoryStore
 
@@ -49,7 +50,8 @@ class AsyncSaver(
     being entered. `with` and `async with` are for what it holds outside memory: they may be entered many times, from
     many tasks, and the last exit closes `stack`. A saver in memory can still be used after that.
 
-    A subclass that overrides an async method changes the sync one too, unless it overrides that as well.
+    Sync methods serialise and read in their caller's worker thread, and only the store's work goes through the portal.
+    In a subclass, each method is overridden by itself: an `aput` of its own does not change `put`, nor the reverse.
 
     Args:
         serde: What serialises values; LangGraph's `JsonPlusSerializer` if none is given.
@@ -128,10 +130,14 @@ class AsyncSaver(
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        if not self._shared.leave():
+        stack = self._shared.leave()
+        if stack is None:
             return None
-        bridge.call(self._shared.store.close)
-        return self._shared.stack.__exit__(exc_type, exc_value, traceback)
+        try:
+            bridge.call(self._shared.store.close)
+        finally:
+            suppressed = stack.__exit__(exc_type, exc_value, traceback)
+        return suppressed
 
     async def __aenter__(self) -> Self:
         await self.asetup()
@@ -141,10 +147,14 @@ class AsyncSaver(
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        if not self._shared.leave():
+        stack = self._shared.leave()
+        if stack is None:
             return None
-        await self._shared.store.close()
-        return self._shared.stack.__exit__(exc_type, exc_value, traceback)
+        try:
+            await self._shared.store.close()
+        finally:
+            suppressed = stack.__exit__(exc_type, exc_value, traceback)
+        return suppressed
 
     async def asetup(self) -> None:
         """Make the store ready for use. In memory there is nothing to do; it may be called again at any time."""
@@ -165,6 +175,10 @@ class AsyncSaver(
         """
         return Storage(self._memory_store("storage"))
 
+    @storage.setter
+    def storage(self, value: object) -> NoReturn:
+        raise InvalidTypeError(NOT_ASSIGNED.format("storage"))
+
     @property
     def writes(self) -> Writes:
         """A live view: (thread_id, checkpoint_ns, checkpoint_id) -> (task_id, idx) -> write.
@@ -173,10 +187,18 @@ class AsyncSaver(
         """
         return Writes(self._memory_store("writes"))
 
+    @writes.setter
+    def writes(self, value: object) -> NoReturn:
+        raise InvalidTypeError(NOT_ASSIGNED.format("writes"))
+
     @property
     def blobs(self) -> Blobs:
         """A live view: (thread_id, checkpoint_ns, channel, version) -> serialised value."""
         return Blobs(self._memory_store("blobs"))
+
+    @blobs.setter
+    def blobs(self, value: object) -> NoReturn:
+        raise InvalidTypeError(NOT_ASSIGNED.format("blobs"))
 
     def _memory_store(self, name: str) -> MemoryStore:
         if not isinstance(self._shared.store, MemoryStore):
@@ -204,11 +226,7 @@ class AsyncSaver(
         """
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
         stored = await self._shared.store.get(thread_id, checkpoint_ns or "", checkpoint_id)
-        if stored is None:
-            return None
-        found = config if checkpoint_id else config_of(thread_id, checkpoint_ns or "", stored.record.checkpoint_id)
-        decoder = Decoder(self.serde)
-        return await decoder.checkpoint_tuple(stored, await decoder.metadata(stored), found)
+        return None if stored is None else await _read(Decoder(self.serde), stored, config if checkpoint_id else None)
 
     def alist(
         self,
@@ -235,10 +253,7 @@ class AsyncSaver(
             ConfigError: The config has no `thread_id`.
             DeserializationError: A stored value cannot be read with this saver's `serde`.
         """
-        thread_id, checkpoint_ns, checkpoint_id = _place(config) if config else (None, None, None)
-        bound = before.get("configurable", {}).get("checkpoint_id") if before else None
-        listing = Listing(thread_id, checkpoint_ns, checkpoint_id, str(bound) if bound else None)
-        return _Tuples(self._shared.store.list(listing), self.serde, filter or {}, limit)
+        return _Tuples(self._shared.store.list(_listing(config, before)), Decoder(self.serde), filter, limit)
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -259,7 +274,7 @@ class AsyncSaver(
             DeserializationError: A stored value cannot be read with this saver's `serde`.
         """
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
-        names = list(_several(channels, "channels"))
+        names = _several(channels, "channels")
         histories = await self._shared.store.delta_history(thread_id, checkpoint_ns or "", checkpoint_id, names)
         return await Decoder(self.serde).histories(thread_id, histories)
 
@@ -367,15 +382,15 @@ class AsyncSaver(
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of a conversation; an unknown one is ignored."""
-        thread_id = _text(thread_id)
+        thread_id = _one(thread_id, "thread_id")
         async with self._shared.locks.holding(thread_id):
             await self._shared.store.delete([thread_id])
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints and the writes that these runs made; unknown runs are ignored.
 
-        What stays reads as before: where a `DeltaChannel`'s value rests on writes of such a run, they are kept, out
-        of sight.
+        The checkpoints that stay read as before. Where a `DeltaChannel`'s value rests on what such a run stored, that
+        is kept: deleted checkpoints out of sight, and its writes on checkpoints that stay where they are.
 
         Args:
             run_ids: Values of `run_id` in the metadata or the config that checkpoints and writes were stored with.
@@ -396,7 +411,7 @@ class AsyncSaver(
         Raises:
             ThreadExistsError: The target holds a conversation.
         """
-        source, target = _text(source_thread_id), _text(target_thread_id)
+        source, target = _one(source_thread_id, "source_thread_id"), _one(target_thread_id, "target_thread_id")
         async with self._shared.locks.holding(source, target):
             await self._shared.store.copy(source, target)
 
@@ -431,32 +446,21 @@ class AsyncSaver(
         before = 0 if current is None else int(str(current).partition(".")[0])
         return f"{before + 1:032}.{random.random():016}"
 
-    # The sync twins. Each runs its async method on the bridge, but put and put_writes serialise first, in the caller's
-    # worker thread: on the way to the portal another one may change what was passed.
-
-    def _follows(self, name: str) -> bool:
-        """Tell whether a sync method has to run the async one of a subclass.
-
-        In a subclass that overrides the sync method too, it is reached by `super()` and means this class's work: the
-        subclass's async method may well be one that calls the sync one.
-        """
-        cls = type(self)
-        own = getattr(cls, name) is getattr(AsyncSaver, name)
-        return own and getattr(cls, "a" + name) is not getattr(AsyncSaver, "a" + name)
-
-    def _twin(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Run the async method of a sync one."""
-        if self._follows(name):
-            return bridge.call(getattr(self, "a" + name), *args, **kwargs)
-        return bridge.call(getattr(AsyncSaver, "a" + name), self, *args, **kwargs)
+    # The sync twins. Only the store's work goes through the portal. Values are serialised and read in the caller's
+    # worker thread: on the way to the portal another one may change what was passed, and reading runs the users' own
+    # types, which may be slow and should keep no other caller waiting.
 
     def setup(self) -> None:
         """Do `asetup`, from sync code."""
-        self._twin("setup")
+        bridge.call(AsyncSaver.asetup, self)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Do `aget_tuple`, from sync code."""
-        return cast("CheckpointTuple | None", self._twin("get_tuple", config))
+        thread_id, checkpoint_ns, checkpoint_id = _place(config)
+        stored = bridge.call(self._shared.store.get, thread_id, checkpoint_ns or "", checkpoint_id)
+        if stored is None:
+            return None
+        return _at_once(_read(Decoder(self.serde, yielding=False), stored, config if checkpoint_id else None))
 
     def list(
         self,
@@ -467,24 +471,28 @@ class AsyncSaver(
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """Do `alist`, from sync code."""
-        if self._follows("list"):
-            return _each(self.alist(config, filter=filter, before=before, limit=limit))
-        return _each(AsyncSaver.alist(self, config, filter=filter, before=before, limit=limit))
+        found = self._shared.store.list(_listing(config, before))
+        return _Tuples(found, Decoder(self.serde, yielding=False), filter, limit).from_sync_code()
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Do `aget_delta_channel_history`, from sync code."""
-        histories = self._twin("get_delta_channel_history", config=config, channels=channels)
-        return cast(Mapping[str, DeltaChannelHistory], histories)
+        thread_id, checkpoint_ns, checkpoint_id = _place(config)
+        names = _several(channels, "channels")
+        delta_history = self._shared.store.delta_history
+        histories = bridge.call(delta_history, thread_id, checkpoint_ns or "", checkpoint_id, names)
+        return _at_once(Decoder(self.serde, yielding=False).histories(thread_id, histories))
 
     def thread_ids(self) -> Iterator[str]:
         """Do `athread_ids`, from sync code."""
-        return _each(self.athread_ids())
+        found = self._shared.store.thread_ids()
+        while (thread_id := bridge.call(_next, found)) is not None:
+            yield thread_id
 
     def count(self) -> int:
         """Do `acount`, from sync code."""
-        return cast(int, self._twin("count"))
+        return bridge.call(AsyncSaver.acount, self)
 
     def put(
         self,
@@ -494,8 +502,6 @@ class AsyncSaver(
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Do `aput`, from sync code."""
-        if self._follows("put"):
-            return bridge.call(self.aput, config, checkpoint, metadata, new_versions)
         return bridge.call(self._put, *self._encoded(config, checkpoint, metadata, new_versions))
 
     def put_writes(
@@ -506,25 +512,29 @@ class AsyncSaver(
         task_path: str = "",
     ) -> None:
         """Do `aput_writes`, from sync code."""
-        if self._follows("put_writes"):
-            return bridge.call(self.aput_writes, config, writes, task_id, task_path)
-        return bridge.call(self._put_writes, *self._encoded_writes(config, writes, task_id, task_path))
+        bridge.call(self._put_writes, *self._encoded_writes(config, writes, task_id, task_path))
 
     def delete_thread(self, thread_id: str) -> None:
         """Do `adelete_thread`, from sync code."""
-        self._twin("delete_thread", thread_id)
+        bridge.call(AsyncSaver.adelete_thread, self, thread_id)
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Do `adelete_for_runs`, from sync code."""
-        self._twin("delete_for_runs", run_ids)
+        bridge.call(AsyncSaver.adelete_for_runs, self, run_ids)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Do `acopy_thread`, from sync code."""
-        self._twin("copy_thread", source_thread_id, target_thread_id)
+        bridge.call(AsyncSaver.acopy_thread, self, source_thread_id, target_thread_id)
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Do `aprune`, from sync code."""
-        self._twin("prune", thread_ids, strategy=strategy)
+        bridge.call(AsyncSaver.aprune, self, thread_ids, strategy=strategy)
+
+
+# Guards which savers are entered how often. One for the process, so that a fork has one to take.
+_entering = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_entering.acquire, after_in_parent=_entering.release, after_in_child=_entering.release)
 
 
 class _Shared:
@@ -534,28 +544,33 @@ class _Shared:
         self.store = store
         self.locks = ThreadLocks()
         self.stack = ExitStack()
-        self._files: Files | None = None
         self._entered = 0
-        self._entering = threading.Lock()  # guards the count: a saver may be entered from many worker threads
+        self._files: Files | None = None
+        self._files_open = False
 
     def load_files(self, factory: Callable[..., Any], store: MemoryStore, serde: SerializerProtocol) -> None:
         """Make and load a factory's mappings, to be filled when `stack` is closed."""
         self._files = Files(factory, store, serde)
         self.stack.enter_context(self._files)
+        self._files_open = True
         bridge.call(self._files.load)
 
     def enter(self) -> None:
         """Count an entry; the mappings that the last exit closed are opened again."""
-        with self._entering:
-            self._entered += 1
-            if self._files is not None and not self._files.entered:
+        with _entering:
+            if self._files is not None and not self._files_open:
                 self.stack.enter_context(self._files)
+                self._files_open = True
+            self._entered += 1
 
-    def leave(self) -> bool:
-        """Count an exit, and tell whether it was the last."""
-        with self._entering:
+    def leave(self) -> ExitStack | None:
+        """Count an exit; return what the last one has to close."""
+        with _entering:
             self._entered = max(self._entered - 1, 0)
-            return self._entered == 0
+            if self._entered:
+                return None
+            self._files_open = False
+            return self.stack.pop_all()
 
 
 class _Tuples(AsyncIterator[CheckpointTuple]):
@@ -564,52 +579,81 @@ class _Tuples(AsyncIterator[CheckpointTuple]):
     def __init__(
         self,
         found: AsyncIterator[StoredCheckpoint],
-        serde: SerializerProtocol,
-        filter: Mapping[str, Any],
+        decoder: Decoder,
+        filter: Mapping[str, Any] | None,
         limit: int | None,
     ) -> None:
         self._found = found
-        self._decoder = Decoder(serde)
-        self._filter = filter
+        self._decoder = decoder
+        self._filter = filter or {}
         self._left = limit
 
     async def __anext__(self) -> CheckpointTuple:
         while self._left is None or self._left > 0:
-            stored = await anext(self._found)
-            metadata = await self._decoder.metadata(stored)
-            if all(wanted == metadata.get(key) for key, wanted in self._filter.items()):
-                if self._left is not None:
-                    self._left -= 1
-                config = config_of(stored.thread_id, stored.checkpoint_ns, stored.record.checkpoint_id)
-                return await self._decoder.checkpoint_tuple(stored, metadata, config)
+            if (wanted := await self._if_wanted(await anext(self._found))) is not None:
+                return wanted
         raise StopAsyncIteration
+
+    def from_sync_code(self) -> Iterator[CheckpointTuple]:
+        """Iterate from sync code; the decoder must not yield."""
+        while self._left is None or self._left > 0:
+            stored = bridge.call(_next, self._found)
+            if stored is None:
+                return
+            if (wanted := _at_once(self._if_wanted(stored))) is not None:
+                yield wanted
+
+    async def _if_wanted(self, stored: StoredCheckpoint) -> CheckpointTuple | None:
+        metadata = await self._decoder.metadata(stored)
+        if not all(wanted == metadata.get(key) for key, wanted in self._filter.items()):
+            return None
+        if self._left is not None:
+            self._left -= 1
+        return await self._decoder.checkpoint_tuple(stored, metadata)
 
     async def aclose(self) -> None:
         """End the iteration; for code that closes what it iterates over, as generators want it."""
         self._left = 0
 
 
-def _each(found: AsyncIterator[_T]) -> Iterator[_T]:
-    """Iterate, from sync code, over what an async iterator gives."""
-    while (item := bridge.call(_next, found)) is not None:
-        yield item
+async def _read(decoder: Decoder, stored: StoredCheckpoint, config: RunnableConfig | None) -> CheckpointTuple:
+    """Read a checkpoint that was asked for by `config`, or with None as the latest."""
+    found = await decoder.checkpoint_tuple(stored, await decoder.metadata(stored))
+    return found if config is None else found._replace(config=config)
 
 
 async def _next(found: AsyncIterator[_T]) -> _T | None:
     return await anext(found, None)
 
 
-def _text(value: object) -> str:
-    """Return an id as a plain string; the agent server passes UUIDs."""
-    if isinstance(value, str):
-        return str.__str__(value)  # the text of a str enumeration's member, not its name
-    return str(value)
+def _at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Return the result of a coroutine that never waits, outside of any event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return cast(_T, end.value)
+    coroutine.close()
+    raise AssertionError("a coroutine waited that never does")
 
 
-def _several(ids: Sequence[str], name: str) -> "list[str]":
-    if isinstance(ids, (str, bytes)):
-        raise InvalidTypeError(f"{name} wants a sequence of ids, not one {type(ids).__name__}; pass [{name[:-1]}]")
-    return [_text(one) for one in ids]
+def _one(value: object, name: str) -> str:
+    if value is None:
+        raise InvalidTypeError(f"{name} wants an id, not None")
+    return text(value)
+
+
+def _several(ids: Iterable[object], name: str) -> "list[str]":
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise InvalidTypeError(
+            f"{name} wants a sequence of ids, not a {type(ids).__name__}; for one, pass it in a list"
+        )
+    return [text(one) for one in ids]
+
+
+def _listing(config: RunnableConfig | None, before: RunnableConfig | None) -> Listing:
+    thread_id, checkpoint_ns, checkpoint_id = _place(config) if config else (None, None, None)
+    bound = before.get("configurable", {}).get("checkpoint_id") if before else None
+    return Listing(thread_id, checkpoint_ns, checkpoint_id, text(bound) if bound else None)
 
 
 def _place(config: RunnableConfig) -> tuple[str, str | None, str | None]:
@@ -623,20 +667,20 @@ def _place(config: RunnableConfig) -> tuple[str, str | None, str | None]:
             'config={"configurable": {"thread_id": "some-id"}} to the graph or the saver'
         )
     return (
-        _text(thread_id),
-        None if checkpoint_ns is None else _text(checkpoint_ns),
-        _text(checkpoint_id) if checkpoint_id else None,
+        text(thread_id),
+        None if checkpoint_ns is None else text(checkpoint_ns),
+        text(checkpoint_id) if checkpoint_id else None,
     )
 
 
 def _why_not(conn_string: str) -> str:
     """Return why `conn_string` names no store of this release, with nothing of it that may be secret."""
-    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", conn_string)
-    if scheme is None:
-        return (
-            "a connection string is a URL, and neither a path nor a driver's own string (':memory:' among them); for a "
-            "saver in memory pass 'memory://'"
-        )
-    if scheme[1].lower() == "memory":
+    if conn_string.startswith("memory://"):
         return "a saver in memory takes no path and no options; pass exactly 'memory://'"
-    return f"this release of async_saver has no store for {shown(scheme[1])} URLs; pass 'memory://'"
+    database = re.match(r"(sqlite|postgres)(ql)?(\+\w+)?://", conn_string)
+    if database is not None:
+        return f"this release of async_saver has no store for {database[1]} URLs yet; pass 'memory://'"
+    return (
+        "a connection string is a URL that this release of async_saver knows, and neither a path nor a driver's own "
+        "string, ':memory:' among them; pass 'memory://'"
+    )

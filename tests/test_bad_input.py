@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from async_saver import AsyncSaver, ConfigError
+from async_saver import AsyncSaver, ConfigError, InvalidTypeError
 from tests.build import all_of, checkpoint, config, listed, put
 
 pytestmark = pytest.mark.anyio
@@ -96,6 +96,29 @@ async def test_text_of_another_type_names_the_same(saver: AsyncSaver) -> None:
     await put(saver, "1", thread_id=Kind.CHAT)
     await put(saver, "1", thread_id=7)
     assert await listed(saver, config("chat")) == await listed(saver, config("7")) == ["1"]
+    stored = await put(saver, Kind.CHAT, parent=Kind.CHAT, run_id=Kind.CHAT)
+    assert stored == config(checkpoint_id="chat")
+    found = await saver.aget_tuple(config(checkpoint_id=Kind.CHAT))
+    assert found is not None
+    assert found.parent_config == config(checkpoint_id="chat")
+    assert await listed(saver, config(), before=config(checkpoint_id=Kind.CHAT)) == []
+    await saver.adelete_for_runs(["chat"])
+    assert await listed(saver, config()) == []
+
+
+async def test_none_is_not_an_id(saver: AsyncSaver) -> None:
+    """It would name the conversation 'None'."""
+    await put(saver, "1")
+    for call in (
+        saver.adelete_thread(None),  # type: ignore[arg-type]
+        saver.acopy_thread("t", None),  # type: ignore[arg-type]
+        saver.acopy_thread(None, "u"),  # type: ignore[arg-type]
+        saver.aprune(None),  # type: ignore[arg-type]
+        saver.adelete_for_runs(None),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidTypeError):
+            await call
+    assert await listed(saver, None) == ["1"]
 
 
 async def test_a_namespace_that_is_absent_is_the_root(saver: AsyncSaver) -> None:

@@ -15,7 +15,7 @@ import anyio
 import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from async_saver import AsyncSaver, PortalError, SerializationError
+from async_saver import AsyncSaver, MemoryStore, PortalError, SerializationError
 from async_saver.bridge import SyncBridge, bridge
 from tests.build import checkpoint, config, ids, listed, put
 
@@ -94,18 +94,57 @@ def test_errors_come_back_as_they_are() -> None:
 
 def test_a_sync_call_on_the_portal_itself_is_refused() -> None:
     """It would wait for its own end."""
-    saver = AsyncSaver()
 
-    class Asking(JsonPlusSerializer):
+    class Asking(MemoryStore):
+        async def count(self) -> int:
+            return saver.count()
+
+    saver = AsyncSaver(store=Asking())
+    with pytest.raises(PortalError, match="async method"):
+        saver.count()
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_no_exception_ends_the_portal_for_everybody(kind: type[BaseException]) -> None:
+    """One that is no `Exception` reaches its caller, and the next call works."""
+
+    async def fail() -> None:
+        raise kind("from the call")
+
+    worker = bridge.call(_worker)
+    with pytest.raises(kind, match="from the call"):
+        bridge.call(fail)
+    assert bridge.call(_worker) == worker
+
+
+async def _worker() -> int:
+    return threading.get_ident()
+
+
+def test_values_are_read_in_their_callers_thread() -> None:
+    """A slow type of one caller keeps no other waiting, and may itself call the saver."""
+    threads: list[str] = []
+
+    class Noting(JsonPlusSerializer):
         def loads_typed(self, data: tuple[str, bytes]) -> Any:
+            threads.append(threading.current_thread().name)
             saver.count()
             return super().loads_typed(data)
 
-    saver.put(config(), checkpoint("1"), {}, {})
-    saver.serde = Asking()
-    with pytest.raises(Exception, match="cannot read") as caught:
-        saver.get_tuple(config())
-    assert isinstance(caught.value.__cause__, PortalError)
+        def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+            threads.append(threading.current_thread().name)
+            saver.count()
+            return super().dumps_typed(obj)
+
+    saver = AsyncSaver(serde=Noting())
+    saver.put(config(), checkpoint("1", {"x": 1}), {}, {"x": "1"})
+    saver.put_writes(config(checkpoint_id="1"), [("c", 1)], "task")
+    saver.put(config(checkpoint_id="1"), checkpoint("2"), {}, {})
+    saver.get_tuple(config())
+    assert ids(saver.list(config())) == ["2", "1"]
+    assert saver.get_delta_channel_history(config=config(), channels=["c"]) == {"c": {"writes": [("task", "c", 1)]}}
+    assert set(threads) == {threading.current_thread().name}
+    assert len(threads) == 15
 
 
 def test_what_interrupts_the_wait_cancels_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,15 +194,11 @@ def test_a_call_runs_in_its_callers_context() -> None:
 def test_two_first_callers_start_one_portal() -> None:
     """However many threads come at once."""
     fresh, before = SyncBridge(), threading.active_count()
-
-    async def worker() -> int:
-        return threading.get_ident()
-
     barrier = threading.Barrier(8)
 
     def call() -> int:
         barrier.wait()
-        return fresh.call(worker)
+        return fresh.call(_worker)
 
     with ThreadPoolExecutor(8) as pool:
         assert len({job.result() for job in [pool.submit(call) for _ in range(8)]}) == 1
@@ -189,6 +224,21 @@ def test_a_script_that_closes_nothing_exits_cleanly() -> None:
         [sys.executable, "-X", "dev", "-W", "error", "-c", script], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        "def g():\n with saver: yield\nit = g(); next(it)",
+        "class D:\n def __del__(self): saver.delete_thread('t')\nd = D()",
+    ],
+    ids=["generator", "finalizer"],
+)
+def test_a_call_while_the_interpreter_ends_returns(late: str) -> None:
+    """A generator that is closed then, or a finalizer that runs then: the portal's worker has stopped for ever."""
+    script = f"import async_saver\nsaver = async_saver.AsyncSaver()\nsaver.count()\n{late}\nprint('end')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this platform")
@@ -222,45 +272,44 @@ assert not list(saver.list(config("child")))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-# Subclasses. InMemorySaver's are written both ways round.
+# Subclasses. InMemorySaver's are written in many ways; each method is overridden by itself.
 
 
-def test_a_sync_method_runs_the_async_one_that_a_subclass_overrides() -> None:
-    """So that it has to be overridden once."""
-    names: list[str] = []
+class Both(AsyncSaver):
+    """Runs its sync methods from its async ones, in a worker thread."""
 
-    class Counting(AsyncSaver):
-        async def aput(self, *args: Any) -> Any:
-            names.append("aput")
-            return await super().aput(*args)
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
 
-        async def aget_tuple(self, *args: Any) -> Any:
-            names.append("aget_tuple")
-            return await super().aget_tuple(*args)
+    def put(self, *args: Any) -> Any:
+        self.names.append("put")
+        return super().put(*args)
 
-    saver = Counting()
-    saver.put(config(), checkpoint("1"), {}, {})
-    assert saver.get_tuple(config()) is not None
-    assert names == ["aput", "aget_tuple"]
+    async def aput(self, *args: Any) -> Any:
+        self.names.append("aput")
+        return await asyncio.get_running_loop().run_in_executor(None, self.put, *args)
 
 
-def test_a_subclass_may_run_its_sync_method_from_its_async_one() -> None:
-    """As subclasses of InMemorySaver do: the two must not call each other for ever."""
-    names: list[str] = []
+class OnlyAsync(AsyncSaver):
+    """Runs the inherited sync methods from its async ones, on the loop."""
 
-    class Sync(AsyncSaver):
-        def put(self, *args: Any) -> Any:
-            names.append("put")
-            return super().put(*args)
+    async def aput(self, *args: Any) -> Any:
+        return self.put(*args)
 
-        async def aput(self, *args: Any) -> Any:
-            return await asyncio.get_running_loop().run_in_executor(None, self.put, *args)
+    async def aget_tuple(self, *args: Any) -> Any:
+        return await asyncio.to_thread(self.get_tuple, *args)
 
-    saver = Sync()
+
+@pytest.mark.parametrize("cls", [Both, OnlyAsync])
+def test_a_subclass_may_run_sync_methods_from_async_ones(cls: type[AsyncSaver]) -> None:
+    """The two never call each other for ever, nor wait for each other."""
+    saver = cls()
     asyncio.run(put(saver, "1"))
     saver.put(config(), checkpoint("2"), {}, {})
-    assert names == ["put", "put"]
-    assert asyncio.run(listed(saver, config())) == ["2", "1"]
+    assert asyncio.run(saver.aget(config())) == saver.get(config()) == checkpoint("2")
+    if isinstance(saver, Both):
+        assert saver.names == ["aput", "put", "put"]
 
 
 def test_a_copied_saver_needs_nothing_new() -> None:

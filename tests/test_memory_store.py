@@ -1,12 +1,15 @@
 """What the memory store keeps to itself: counts, indexes, and changes that an interrupt cut off."""
 
+import copy
 import pickle
 import random
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
+from anyio import create_task_group
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from async_saver import AsyncSaver, MemoryStore
@@ -69,6 +72,22 @@ async def random_call(saver: AsyncSaver, draw: random.Random) -> None:
         await saver.adelete_thread(draw.choice("abc"))
     elif "c" not in saver.storage and not [key for key in saver.writes if key[0] == "c"]:
         await saver.acopy_thread(thread_id, "c")
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_a_deep_copy_is_sound(seed: int) -> None:
+    """With indexes of its own, whatever was overwritten or deleted before."""
+    store, draw = MemoryStore(), random.Random(seed)
+    saver = AsyncSaver(store=store)
+    for _ in range(40):
+        await random_call(saver, draw)
+    twin = copy.deepcopy(saver)
+    assert_sound(twin._shared.store)  # type: ignore[arg-type]
+    before = await all_of(saver.alist(None))
+    for _ in range(40):
+        await random_call(twin, draw)
+    assert_sound(twin._shared.store)  # type: ignore[arg-type]
+    assert await all_of(saver.alist(None)) == before
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -154,6 +173,17 @@ async def test_listing_thousands_of_conversations_is_in_order(saver: AsyncSaver)
     assert await listed(saver, None, limit=3, before=config(checkpoint_id="05000")) == [
         f"{number:05}" for number in sorted((n for n in numbers if n < 5000), reverse=True)[:3]
     ]
+
+
+async def test_a_list_of_all_is_fixed_before_its_first_yield(saver: AsyncSaver) -> None:
+    """What another task puts while the conversations are merged does not appear."""
+    for number in range(600):
+        await put(saver, "1", thread_id=f"{number:03}")
+    async with create_task_group() as tasks:
+        tasks.start_soon(partial(put, saver, "2", thread_id="599"))
+        found = await listed(saver, None)
+    assert found == ["1"] * 600
+    assert await listed(saver, None, limit=1) == ["2"]
 
 
 async def test_a_circle_of_parents_ends(saver: AsyncSaver) -> None:

@@ -108,6 +108,16 @@ async def test_runs_are_found_in_metadata_and_in_config(saver: AsyncSaver) -> No
     assert await saver.acount() == 0
 
 
+async def test_a_value_stays_while_a_later_checkpoint_may_name_it(saver: AsyncSaver) -> None:
+    """A checkpoint that is put again with another version does not take away what InMemorySaver would keep."""
+    await put(saver, "1", {"x": "first"}, version="a")
+    await put(saver, "1", {"x": "second"}, version="b")
+    await saver.aput(config(), checkpoint("2", channel_versions={"x": "a"}), {}, {})
+    found = await saver.aget_tuple(config())
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"x": "first"}
+
+
 async def test_a_deleted_runs_writes_go_with_it(saver: AsyncSaver) -> None:
     """Its writes on a checkpoint that stays would else win over the next run's writes of the same task."""
     await put(saver, "1", run_id="old")
@@ -306,6 +316,19 @@ async def test_prune_hides_an_ancestor_that_can_no_longer_rebuild_all_its_values
     assert await histories(saver) == {"6": history}
     assert history["e"] == (_DeltaSnapshot(["seed of e"]), [*before["5"]["e"][1], "e5"])
     assert ("t", "", "d", "0") not in saver.blobs
+
+
+async def test_a_snapshot_alone_shows_that_a_channel_is_a_delta_channel(saver: AsyncSaver) -> None:
+    """Where no metadata counts since when, the stored value's type tells."""
+    await put(saver, "1", {"d": _DeltaSnapshot(["seed"])})
+    await saver.aput_writes(config(checkpoint_id="1"), [("d", 1)], "task")
+    for number in ("2", "3"):
+        made = checkpoint(number, channel_versions={"d": number})
+        await saver.aput(config(checkpoint_id=f"{int(number) - 1}"), made, {"step": 1}, {"d": number})
+    before = await histories(saver)
+    await saver.aprune(["t"])
+    assert await histories(saver) == before
+    assert before["3"] == {"d": (_DeltaSnapshot(["seed"]), [1])}
 
 
 async def test_after_a_run_is_deleted_what_survives_rebuilds_as_before(saver: AsyncSaver) -> None:

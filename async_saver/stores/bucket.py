@@ -67,7 +67,7 @@ class Namespace:
         if checkpoint_id is None:
             return self.checkpoints[self.ids[-1]] if self.ids else None
         record = self.checkpoints.get(checkpoint_id)
-        return None if record is None or record.checkpoint == EMPTY else record
+        return None if record is None or record.hidden else record
 
     def value(self, channel_version: ChannelVersion) -> Blob | None:
         """Return the value stored for a version; None where there is none, or an empty one."""
@@ -221,7 +221,9 @@ class Bucket:
 
     def __init__(self, namespaces: dict[str, Namespace]) -> None:
         self.namespaces: dict[str, Namespace] = namespaces
-        self.order: list[tuple[str, str]] = sorted((i, ns) for ns, namespace in namespaces.items() for i in namespace.ids)
+        self.order: list[tuple[str, str]] = sorted(
+            (i, ns) for ns, namespace in namespaces.items() for i in namespace.ids
+        )
         self.runs: dict[str, set[tuple[str, str]]] = {}
         for ns, namespace in namespaces.items():
             for checkpoint_id in namespace.ids:

@@ -1,5 +1,6 @@
 """The default store: one bucket per conversation, in this process's memory."""
 
+import copy
 import os
 import threading
 from bisect import bisect_left
@@ -11,10 +12,10 @@ from operator import setitem
 from typing import Any, TypeVar
 
 from anyio.lowlevel import checkpoint as yield_to_loop
+from typing_extensions import Self
 
 from async_saver.errors import ThreadExistsError, shown
 from async_saver.records import (
-    EMPTY,
     Blob,
     ChannelVersion,
     CheckpointRecord,
@@ -55,15 +56,15 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         # By thread_id, the one last written to last.
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
-        self._runs: dict[str, frozenset[str]] = {}  # by run_id: the thread_ids that it stored something in
+        self._runs: dict[str, set[str]] = {}  # by run_id: the thread_ids that it stored something in
         self._journal: _Steps | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "MemoryStore":
-        twin = type(self)()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = copy.copy(self)
+        MemoryStore.__init__(twin)
         with _guard:
             self._settle()
-            twin._buckets.update((thread_id, bucket.copy()) for thread_id, bucket in self._buckets.items())
-            twin._runs.update(self._runs)
+            twin._replace({thread_id: bucket.copy() for thread_id, bucket in self._buckets.items()})
         return twin
 
     def _settle(self) -> None:
@@ -146,7 +147,7 @@ class MemoryStore(Store):
             former = namespace.checkpoints.get(record.checkpoint_id)
             _add_versions(namespace, record, former, dict(blobs), steps)
             steps.append((setitem, (namespace.checkpoints, record.checkpoint_id, record)))
-            if former is None or former.checkpoint == EMPTY:
+            if not record.hidden and (former is None or former.hidden):
                 _add_in_order(namespace, "ids", namespace.ids, record.checkpoint_id, steps)
                 _add_in_order(bucket, "order", bucket.order, (record.checkpoint_id, checkpoint_ns), steps)
             if record.delta_channels and not namespace.delta_channels.issuperset(record.delta_channels):
@@ -166,6 +167,9 @@ class MemoryStore(Store):
             self._settle()
             steps: _Steps = []
             bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
+            record = namespace.checkpoints.get(checkpoint_id)
+            if record is not None and record.hidden:
+                return  # deleted; what is rebuilt from it must not change
             stored = namespace.writes.get(checkpoint_id)
             if stored is None:
                 stored = {}
@@ -197,7 +201,8 @@ class MemoryStore(Store):
             steps.append((places.add, (key,)))
             return
         steps.append((setitem, (bucket.runs, run_id, {key})))
-        steps.append((setitem, (self._runs, run_id, self._runs.get(run_id, frozenset()) | {thread_id})))
+        threads = self._runs.get(run_id)
+        steps.append((setitem, (self._runs, run_id, {thread_id})) if threads is None else (threads.add, (thread_id,)))
 
     async def delete(self, thread_ids: Sequence[str]) -> None:
         """See `Store.delete`."""
@@ -239,7 +244,8 @@ class MemoryStore(Store):
     def _replace(self, changes: Mapping[str, Bucket | None]) -> None:
         """Put whole buckets in the place of others, or of none; None deletes. The caller is in the guard."""
         steps: _Steps = []
-        runs: dict[str, set[str]] = {}
+        gone: dict[str, set[str]] = {}
+        come: dict[str, set[str]] = {}
         for thread_id, bucket in changes.items():
             former = self._buckets.get(thread_id)
             if bucket is not None:
@@ -248,12 +254,19 @@ class MemoryStore(Store):
                 steps.append((self._buckets.pop, (thread_id, None)))
             before, after = former.runs if former else {}, bucket.runs if bucket else {}
             for run_id in before.keys() - after.keys():
-                runs.setdefault(run_id, set(self._runs[run_id])).discard(thread_id)
+                gone.setdefault(run_id, set()).add(thread_id)
             for run_id in after.keys() - before.keys():
-                runs.setdefault(run_id, set(self._runs.get(run_id, ()))).add(thread_id)
-        for run_id, left in runs.items():
-            step: _Step = (setitem, (self._runs, run_id, frozenset(left))) if left else (self._runs.pop, (run_id, None))
-            steps.append(step)
+                come.setdefault(run_id, set()).add(thread_id)
+        for run_id in gone.keys() | come.keys():
+            threads, new = self._runs.get(run_id, set()), come.get(run_id, set())
+            left = threads if run_id not in gone else threads - gone[run_id]
+            if not new and not left:
+                steps.append((self._runs.pop, (run_id, None)))
+            elif not threads:
+                steps.append((setitem, (self._runs, run_id, new)))
+            else:
+                steps.append((threads.update, (new,)))
+                steps.append((threads.difference_update, (gone.get(run_id, set()),)))
         self._commit(steps)
 
 
@@ -279,12 +292,9 @@ def _add_versions(
         version = versions.get(key)
         needed = 0 if version is None else version.needed - (key in held)
         steps.append((setitem, (versions, key, Version(blob, needed))))
+    # No longer needed here. Kept all the same: a checkpoint that comes later may name it, as it may with InMemorySaver.
     for key in set(held).difference(record.versions, blobs):
-        version = versions[key]
-        if version.needed > 1:
-            steps.append((setattr, (version, "needed", version.needed - 1)))
-        else:
-            steps.append((versions.pop, (key, None)))
+        steps.append((setattr, (versions[key], "needed", versions[key].needed - 1)))
 
 
 def _add_in_order(owner: object, name: str, ascending: list[_Ordered], item: _Ordered, steps: _Steps) -> None:
@@ -322,12 +332,11 @@ class _Found(AsyncIterator[StoredCheckpoint]):
         if thread_id is not None:
             bucket = self._store.peek(lambda buckets: buckets.get(thread_id))
             return self._keys_in(thread_id, bucket) if bucket is not None else iter(())
+        lines = self._store.peek(lambda buckets: [self._keys_in(*one) for one in buckets.items()])
         # Merged in two stages with a yield between, as the first look at each of many conversations takes its time.
-        buckets = self._store.peek(lambda buckets: [*buckets.items()])
         runs = []
-        for start in range(0, len(buckets), _MERGED_AT_ONCE):
-            some = buckets[start : start + _MERGED_AT_ONCE]
-            run = merge(*[self._keys_in(*one) for one in some], reverse=True)
+        for start in range(0, len(lines), _MERGED_AT_ONCE):
+            run = merge(*lines[start : start + _MERGED_AT_ONCE], reverse=True)
             runs.append(chain([*islice(run, 1)], run))
             await yield_to_loop()
         return merge(*runs, reverse=True)
@@ -344,9 +353,7 @@ class _Found(AsyncIterator[StoredCheckpoint]):
             end = len(order) if high is None else bisect_left(order, (high, ""))
             return ((*order[i], thread_id) for i in range(end - 1, first - 1, -1))
         namespace = bucket.namespaces.get(checkpoint_ns)
-        if namespace is None:
-            return iter(())
-        ids = namespace.ids
+        ids = namespace.ids if namespace is not None else []
         first = bisect_left(ids, checkpoint_id or "")
         end = len(ids) if high is None else bisect_left(ids, high)
         return ((ids[i], checkpoint_ns, thread_id) for i in range(end - 1, first - 1, -1))
