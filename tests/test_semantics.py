@@ -92,6 +92,7 @@ async def test_thread_and_run_ids_are_text_or_uuids(saver: AsyncSaver) -> None:
     assert stored == config(str(thread), "1")
     assert await listed(saver, config(str(thread))) == ["1"]
     assert await listed(saver, config(thread)) == ["1"]
+    await put(saver, "2", thread_id=thread, metadata={"run_id": run})
     await saver.adelete_for_runs([run])  # type: ignore[list-item]
     assert await listed(saver, config(thread)) == []
 

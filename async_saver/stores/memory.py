@@ -30,9 +30,9 @@ from async_saver.stores.bucket import Bucket, Namespace, Version, WriteKey, with
 
 __all__ = ["MemoryStore"]
 
-# Guards the buckets of every MemoryStore; held for microseconds, never across an await. One for the process and not
-# one a store, so that a fork has one lock to take, and a copied or pickled store none to carry. A fork that came
-# while another worker thread held it would leave the child a lock that nobody releases.
+# Guards the buckets of every MemoryStore; never held across an await. One for the process and not one a store, so that
+# a fork has one lock to take, and a copied or pickled store none to carry. A fork that came while another worker thread
+# held it would leave the child a lock that nobody releases.
 _guard = threading.Lock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_guard.release)
