@@ -1,4 +1,4 @@
-"""What is checked before a change lands. `nox` runs all of it, `nox -s tests-3.12` one part."""
+"""What can be checked: `nox` runs all of it, `nox -s tests-3.12` one part; `.ci/run` has what a change must pass."""
 
 from pathlib import Path
 

@@ -5,11 +5,11 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from contextvars import Context
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import anyio
+from anyio import CancelScope
 from anyio.from_thread import BlockingPortal
 
 from async_saver.errors import PortalError
@@ -45,50 +45,68 @@ class SyncBridge:
         Raises:
             PortalError: The caller is running on the portal itself, and would wait for its own end.
         """
-        outcome = partial(_outcome, partial(func, *args, **kwargs))
+        call = _Call(partial(func, *args, **kwargs))
         if sys.is_finalizing():
             # Daemons have stopped for ever. What still runs is the main thread: finalizers, generators being closed.
-            return _result(anyio.run(outcome, backend="asyncio"))
+            return call.result(anyio.run(call.run, backend="asyncio"))
         portal = self._portal or self._started()
         if threading.current_thread() is self._worker:
             raise PortalError(
                 "a sync method of a saver was called by code that itself runs for one on the portal (a store's, "
                 "perhaps); call the async method instead"
             )
-        future = portal.start_task_soon(outcome)
         try:
-            return _result(future.result())
+            outcome = portal.start_task_soon(call.run).result()
         except BaseException:
-            future.cancel()
+            call.give_up(portal)
             raise
+        return call.result(outcome)
 
     def _started(self) -> BlockingPortal:
         with self._starting:
             if self._portal is None:
                 ready: Future[BlockingPortal] = Future()
-                # In an empty context: the first caller's context variables are not for everybody's calls.
-                worker = threading.Thread(
-                    target=Context().run, args=(_serve, ready), name="async_saver portal", daemon=True
-                )
+                worker = threading.Thread(target=_serve, args=(ready,), name="async_saver portal", daemon=True)
                 worker.start()
                 self._portal, self._worker = ready.result(), worker
             return self._portal
 
 
-async def _outcome(func: Callable[[], Awaitable[_T]]) -> tuple[_T, None] | tuple[None, BaseException]:
-    """Return what `func` returned or raised: an exception that is no `Exception` would end the portal for everybody."""
-    try:
-        return await func(), None
-    except anyio.get_cancelled_exc_class():
-        raise
-    except BaseException as exc:
-        return None, exc
+class _Call(Generic[_T]):
+    """One call on its way over the bridge. Its caller may be interrupted before it has anything to cancel it by."""
 
+    def __init__(self, func: Callable[[], Awaitable[_T]]) -> None:
+        self._func = func
+        self._scope: CancelScope | None = None
+        self._given_up = False
 
-def _result(outcome: tuple[_T, None] | tuple[None, BaseException]) -> _T:
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+    async def run(self) -> tuple[_T, None] | tuple[None, BaseException] | None:
+        """Return what was returned, or raised: raising what is no `Exception` would end the portal for everybody."""
+        with CancelScope() as self._scope:
+            if self._given_up:
+                return None
+            try:
+                return await self._func(), None
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as exc:
+                return None, exc
+        return None
+
+    def give_up(self, portal: BlockingPortal) -> None:
+        """Cancel the call, wherever it is: one that has not started yet sees the mark."""
+        self._given_up = True
+        if self._scope is not None:
+            portal.start_task_soon(self._scope.cancel)
+
+    @staticmethod
+    def result(outcome: tuple[_T, None] | tuple[None, BaseException] | None) -> _T:
+        """Return or raise what `run` did."""
+        if outcome is None:
+            raise PortalError("the call was cancelled")
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
 
 def _serve(ready: "Future[BlockingPortal]") -> None:

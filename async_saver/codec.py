@@ -155,7 +155,7 @@ def _encode(serde: SerializerProtocol, value: object, thread_id: str, what: str)
         # ormsgpack's messages name types and limits only; another serializer's might quote the value.
         why = f" ({exc})" if isinstance(exc, MsgpackEncodeError) else ""
         raise SerializationError(
-            f"cannot serialise {what} of thread_id {shown(thread_id)}: its value is a {_type_name(value)}{why}; "
+            f"cannot serialise {what} of thread_id {shown(thread_id)}: its value is of type {_type_name(value)}{why}; "
             "nothing was stored. Keep such values out of the state (LangGraph's UntrackedValue is for them), or give "
             "the saver a serde that takes them, for instance JsonPlusSerializer(pickle_fallback=True)"
         ) from exc

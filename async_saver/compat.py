@@ -177,10 +177,12 @@ class Writes(_View[WritesKey, "Mapping[WriteKey, Write]"]):
         ]
 
     def _has(self, key: Any, buckets: Mapping[str, Bucket]) -> bool:
-        return isinstance(key, tuple) and len(key) == 3 and bool(self._read(key, buckets))
+        return bool(self._read(key, buckets))
 
     @staticmethod
-    def _read(key: WritesKey, buckets: Mapping[str, Bucket]) -> dict[WriteKey, Write]:
+    def _read(key: Any, buckets: Mapping[str, Bucket]) -> dict[WriteKey, Write]:
+        if not isinstance(key, tuple) or len(key) != 3:
+            return {}
         thread_id, checkpoint_ns, checkpoint_id = key
         bucket = buckets.get(thread_id)
         namespace = bucket.namespaces.get(checkpoint_ns) if bucket is not None else None
@@ -204,10 +206,12 @@ class Blobs(_View[BlobKey, Blob]):
         ]
 
     def _has(self, key: Any, buckets: Mapping[str, Bucket]) -> bool:
-        return isinstance(key, tuple) and len(key) == 4 and self._read(key, buckets) is not None
+        return self._read(key, buckets) is not None
 
     @staticmethod
-    def _read(key: BlobKey, buckets: Mapping[str, Bucket]) -> Blob | None:
+    def _read(key: Any, buckets: Mapping[str, Bucket]) -> Blob | None:
+        if not isinstance(key, tuple) or len(key) != 4:
+            return None
         thread_id, checkpoint_ns, channel, version_id = key
         bucket = buckets.get(thread_id)
         namespace = bucket.namespaces.get(checkpoint_ns) if bucket is not None else None
@@ -238,6 +242,7 @@ class Files(AbstractContextManager["Files", None]):
         self._serde = serde
         self._using = threading.Lock()  # the next entry may come while the last exit is writing
         self._open: ExitStack | None = None
+        self.on_stack: bool = False  # whether the saver's stack has it to close
         self._storage = factory(lambda: defaultdict(dict))
         self._writes = factory(dict)
         self._blobs = factory()
@@ -257,7 +262,7 @@ class Files(AbstractContextManager["Files", None]):
         return self._open
 
     async def load(self) -> None:
-        """Store what the mappings hold.
+        """Store what the mappings hold. Never waits, as the memory store does not.
 
         Raises:
             DeserializationError: A checkpoint in them cannot be read with the saver's serde.
@@ -304,33 +309,21 @@ class Files(AbstractContextManager["Files", None]):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.on_stack = False
         with self._using:
             stack = self._opened()
             # All of it is made before any mapping changes: one that is closed half filled would spoil a good file.
-            storage, writes, blobs = self._store.peek(self._contents)
+            records, writes, blobs = self._store.peek(_contents)
+            storage: dict[str, Any] = {}
+            for (thread_id, checkpoint_ns, checkpoint_id), record in records.items():
+                # A defaultdict, because InMemorySaver goes on to write into it.
+                namespaces = storage.setdefault(thread_id, defaultdict(dict))
+                namespaces[checkpoint_ns][checkpoint_id] = self._as_stored(record)
             for mapping, contents in ((self._storage, storage), (self._writes, writes), (self._blobs, blobs)):
                 mapping.clear()
                 mapping.update(contents)
             self._open = None
             stack.__exit__(exc_type, exc_value, traceback)
-
-    def _contents(
-        self, buckets: Mapping[str, Bucket]
-    ) -> tuple[dict[str, Any], dict[WritesKey, dict[WriteKey, Write]], dict[BlobKey, Blob]]:
-        storage: dict[str, Any] = {}
-        writes: dict[WritesKey, dict[WriteKey, Write]] = {}
-        blobs: dict[BlobKey, Blob] = {}
-        for thread_id, bucket in buckets.items():
-            for ns, namespace in bucket.namespaces.items():
-                for checkpoint_id, record in namespace.checkpoints.items():
-                    # A defaultdict, because InMemorySaver goes on to write into it.
-                    storage.setdefault(thread_id, defaultdict(dict))[ns][checkpoint_id] = self._as_stored(record)
-                for checkpoint_id, stored in namespace.writes.items():
-                    writes[thread_id, ns, checkpoint_id] = {key: _as_write(write) for key, write in stored.items()}
-                for key, version in namespace.versions.items():
-                    if version.blob is not None:
-                        blobs[(thread_id, ns, *key)] = version.blob
-        return storage, writes, blobs
 
     def _as_stored(self, record: CheckpointRecord) -> Checkpoint:
         if not record.hidden:
@@ -339,3 +332,21 @@ class Files(AbstractContextManager["Files", None]):
         made = {**empty_checkpoint(), "id": record.checkpoint_id, "channel_versions": dict(record.versions)}
         metadata = {_HIDDEN: True, "counters_since_delta_snapshot": dict.fromkeys(record.delta_channels, (1, 1))}
         return self._serde.dumps_typed(made), self._serde.dumps_typed(metadata), record.parent_id
+
+
+def _contents(
+    buckets: Mapping[str, Bucket],
+) -> tuple[dict[WritesKey, CheckpointRecord], dict[WritesKey, dict[WriteKey, Write]], dict[BlobKey, Blob]]:
+    records: dict[WritesKey, CheckpointRecord] = {}
+    writes: dict[WritesKey, dict[WriteKey, Write]] = {}
+    blobs: dict[BlobKey, Blob] = {}
+    for thread_id, bucket in buckets.items():
+        for ns, namespace in bucket.namespaces.items():
+            for checkpoint_id, record in namespace.checkpoints.items():
+                records[thread_id, ns, checkpoint_id] = record
+            for checkpoint_id, stored in namespace.writes.items():
+                writes[thread_id, ns, checkpoint_id] = {key: _as_write(write) for key, write in stored.items()}
+            for key, version in namespace.versions.items():
+                if version.blob is not None:
+                    blobs[(thread_id, ns, *key)] = version.blob
+    return records, writes, blobs

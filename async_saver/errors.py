@@ -1,7 +1,7 @@
 """The errors that async_saver raises.
 
-All derive from `AsyncSaverError`, and each also from the built-in that fits it. Their messages name the conversation
-and the remedy; they never hold a state's content or a URL's credentials.
+All derive from `AsyncSaverError`, and each also from the built-in that fits it. Their messages name the remedy, and the
+conversation where there is one; they never hold a state's content or a URL's credentials.
 """
 
 __all__ = [

@@ -42,9 +42,9 @@ class AsyncSaver(
 ):
     """A LangGraph checkpointer for programs that run many agents at once.
 
-    The async methods are the implementation, on asyncio and on trio; the sync ones reach them through a portal and
-    can be called from anywhere. Calls that write to one conversation take effect in call order; different
-    conversations never wait on each other.
+    The async methods are the implementation, on asyncio and on trio; the sync ones reach the store through a portal,
+    from any worker thread and from code on an event loop. Calls that write to one conversation take effect in call
+    order; different conversations never wait on each other.
 
     A saver may be made before there is an event loop, used from many loops and worker threads, and used without ever
     being entered. `with` and `async with` are for what it holds outside memory: they may be entered many times, from
@@ -104,9 +104,12 @@ class AsyncSaver(
             serde: As for the class itself.
 
         Raises:
-            InvalidValueError: The URL is not one that this release knows. What it says beyond its scheme is not
-                repeated, as it may hold a password.
+            InvalidValueError: The URL is not one that this release knows. The message repeats nothing of it that may be
+                a password.
+            InvalidTypeError: It is not text.
         """
+        if not isinstance(conn_string, str):
+            raise InvalidTypeError(f"a connection string is text, not of type {type(conn_string).__name__}")
         if conn_string != "memory://":
             raise InvalidValueError(_why_not(conn_string))
         return cls(serde=serde)
@@ -171,7 +174,8 @@ class AsyncSaver(
     def storage(self) -> Storage:
         """A live view: thread_id -> checkpoint_ns -> checkpoint_id -> (checkpoint, metadata, parent id).
 
-        The first two are serialised. `del`, `pop` and `clear` delete conversations.
+        The first two are serialised. `del`, `pop` and `clear` delete conversations. As with `writes` and `blobs`, an
+        AttributeError says so where another store than a `MemoryStore` is used.
         """
         return Storage(self._memory_store("storage"))
 
@@ -270,7 +274,7 @@ class AsyncSaver(
 
         Raises:
             ConfigError: The config has no `thread_id`.
-            InvalidTypeError: `channels` is a string.
+            InvalidTypeError: `channels` is not a sequence of names, but a string, perhaps.
             DeserializationError: A stored value cannot be read with this saver's `serde`.
         """
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
@@ -354,7 +358,8 @@ class AsyncSaver(
             config: `thread_id`, `checkpoint_ns` ("" if absent) and `checkpoint_id` of the checkpoint.
             writes: Channels and values.
             task_id: The task.
-            task_path: Its path; writes are read back in the order of `task_path`, `task_id` and place in `writes`.
+            task_path: Its path; writes are read back in the order of `task_path`, `task_id` and place in `writes`
+                (LangGraph's `idx`).
 
         Raises:
             ConfigError: The config has no `thread_id` or no `checkpoint_id`.
@@ -381,7 +386,11 @@ class AsyncSaver(
             await self._shared.store.put_writes(thread_id, checkpoint_ns, checkpoint_id, records)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Delete everything of a conversation; an unknown one is ignored."""
+        """Delete everything of a conversation; an unknown one is ignored.
+
+        Raises:
+            InvalidTypeError: The `thread_id` is None.
+        """
         thread_id = _one(thread_id, "thread_id")
         async with self._shared.locks.holding(thread_id):
             await self._shared.store.delete([thread_id])
@@ -396,7 +405,7 @@ class AsyncSaver(
             run_ids: Values of `run_id` in the metadata or the config that checkpoints and writes were stored with.
 
         Raises:
-            InvalidTypeError: `run_ids` is a string.
+            InvalidTypeError: `run_ids` is not a sequence of ids, but a string, perhaps.
         """
         runs = _several(run_ids, "run_ids")
         thread_ids = await self._shared.store.run_threads(runs)
@@ -410,6 +419,7 @@ class AsyncSaver(
 
         Raises:
             ThreadExistsError: The target holds a conversation.
+            InvalidTypeError: One of them is None.
         """
         source, target = _one(source_thread_id, "source_thread_id"), _one(target_thread_id, "target_thread_id")
         async with self._shared.locks.holding(source, target):
@@ -424,7 +434,7 @@ class AsyncSaver(
                 `DeltaChannel` the ancestors that its value is rebuilt from. "delete" and "delete_all" keep nothing.
 
         Raises:
-            InvalidTypeError: `thread_ids` is a string.
+            InvalidTypeError: `thread_ids` is not a sequence of ids, but a string, perhaps.
             InvalidValueError: The strategy is unknown.
         """
         threads = _several(thread_ids, "thread_ids")
@@ -448,14 +458,15 @@ class AsyncSaver(
 
     # The sync twins. Only the store's work goes through the portal. Values are serialised and read in the caller's
     # worker thread: on the way to the portal another one may change what was passed, and reading runs the users' own
-    # types, which may be slow and should keep no other caller waiting.
+    # types, which may be slow and should keep no other caller waiting. Each raises what its twin raises, and a
+    # PortalError where it was called by code that itself runs on the portal.
 
     def setup(self) -> None:
-        """Do `asetup`, from sync code."""
+        """Make the store ready for use; see `asetup`."""
         bridge.call(AsyncSaver.asetup, self)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Do `aget_tuple`, from sync code."""
+        """Return a checkpoint with its values, metadata and pending writes; see `aget_tuple`."""
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
         stored = bridge.call(self._shared.store.get, thread_id, checkpoint_ns or "", checkpoint_id)
         if stored is None:
@@ -470,14 +481,14 @@ class AsyncSaver(
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        """Do `alist`, from sync code."""
+        """Iterate over checkpoints, newest first; see `alist`."""
         found = self._shared.store.list(_listing(config, before))
         return _Tuples(found, Decoder(self.serde, yielding=False), filter, limit).from_sync_code()
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Do `aget_delta_channel_history`, from sync code."""
+        """Return what the values of `DeltaChannel`s are rebuilt from; see `aget_delta_channel_history`."""
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
         names = _several(channels, "channels")
         delta_history = self._shared.store.delta_history
@@ -485,13 +496,13 @@ class AsyncSaver(
         return _at_once(Decoder(self.serde, yielding=False).histories(thread_id, histories))
 
     def thread_ids(self) -> Iterator[str]:
-        """Do `athread_ids`, from sync code."""
+        """Iterate over the `thread_id`s of all conversations; see `athread_ids`."""
         found = self._shared.store.thread_ids()
-        while (thread_id := bridge.call(_next, found)) is not None:
-            yield thread_id
+        while page := bridge.call(_next_few, found):
+            yield from page
 
     def count(self) -> int:
-        """Do `acount`, from sync code."""
+        """Return how many conversations the store holds; see `acount`."""
         return bridge.call(AsyncSaver.acount, self)
 
     def put(
@@ -501,7 +512,7 @@ class AsyncSaver(
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Do `aput`, from sync code."""
+        """Store a checkpoint; see `aput`."""
         return bridge.call(self._put, *self._encoded(config, checkpoint, metadata, new_versions))
 
     def put_writes(
@@ -511,23 +522,23 @@ class AsyncSaver(
         task_id: str,
         task_path: str = "",
     ) -> None:
-        """Do `aput_writes`, from sync code."""
+        """Store writes that a task made on the way to the next checkpoint; see `aput_writes`."""
         bridge.call(self._put_writes, *self._encoded_writes(config, writes, task_id, task_path))
 
     def delete_thread(self, thread_id: str) -> None:
-        """Do `adelete_thread`, from sync code."""
+        """Delete everything of a conversation; see `adelete_thread`."""
         bridge.call(AsyncSaver.adelete_thread, self, thread_id)
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Do `adelete_for_runs`, from sync code."""
+        """Delete what these runs made; see `adelete_for_runs`."""
         bridge.call(AsyncSaver.adelete_for_runs, self, run_ids)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Do `acopy_thread`, from sync code."""
+        """Copy a whole conversation; see `acopy_thread`."""
         bridge.call(AsyncSaver.acopy_thread, self, source_thread_id, target_thread_id)
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Do `aprune`, from sync code."""
+        """Delete old checkpoints of conversations, or all of them; see `aprune`."""
         bridge.call(AsyncSaver.aprune, self, thread_ids, strategy=strategy)
 
 
@@ -546,21 +557,22 @@ class _Shared:
         self.stack = ExitStack()
         self._entered = 0
         self._files: Files | None = None
-        self._files_open = False
 
     def load_files(self, factory: Callable[..., Any], store: MemoryStore, serde: SerializerProtocol) -> None:
         """Make and load a factory's mappings, to be filled when `stack` is closed."""
         self._files = Files(factory, store, serde)
-        self.stack.enter_context(self._files)
-        self._files_open = True
-        bridge.call(self._files.load)
+        self._push(self._files)
+        _at_once(self._files.load())
+
+    def _push(self, files: Files) -> None:
+        self.stack.enter_context(files)
+        files.on_stack = True
 
     def enter(self) -> None:
         """Count an entry; the mappings that the last exit closed are opened again."""
         with _entering:
-            if self._files is not None and not self._files_open:
-                self.stack.enter_context(self._files)
-                self._files_open = True
+            if self._files is not None and not self._files.on_stack:
+                self._push(self._files)
             self._entered += 1
 
     def leave(self) -> ExitStack | None:
@@ -569,7 +581,8 @@ class _Shared:
             self._entered = max(self._entered - 1, 0)
             if self._entered:
                 return None
-            self._files_open = False
+            if self._files is not None:
+                self._files.on_stack = False
             return self.stack.pop_all()
 
 
@@ -626,6 +639,14 @@ async def _next(found: AsyncIterator[_T]) -> _T | None:
     return await anext(found, None)
 
 
+async def _next_few(found: AsyncIterator[_T]) -> "list[_T]":
+    """Return as much as a crossing of the bridge is worth, less at the end, nothing after it."""
+    few: list[_T] = []
+    while len(few) < 100 and (item := await anext(found, None)) is not None:
+        few.append(item)
+    return few
+
+
 def _at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """Return the result of a coroutine that never waits, outside of any event loop."""
     try:
@@ -638,7 +659,7 @@ def _at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
 
 def _one(value: object, name: str) -> str:
     if value is None:
-        raise InvalidTypeError(f"{name} wants an id, not None")
+        raise InvalidTypeError(f"None stands in {name}, where an id or a name is wanted")
     return text(value)
 
 
@@ -647,7 +668,7 @@ def _several(ids: Iterable[object], name: str) -> "list[str]":
         raise InvalidTypeError(
             f"{name} wants a sequence of ids, not a {type(ids).__name__}; for one, pass it in a list"
         )
-    return [text(one) for one in ids]
+    return [_one(one, name) for one in ids]
 
 
 def _listing(config: RunnableConfig | None, before: RunnableConfig | None) -> Listing:
@@ -681,6 +702,6 @@ def _why_not(conn_string: str) -> str:
     if database is not None:
         return f"this release of async_saver has no store for {database[1]} URLs yet; pass 'memory://'"
     return (
-        "a connection string is a URL that this release of async_saver knows, and neither a path nor a driver's own "
-        "string, ':memory:' among them; pass 'memory://'"
+        "the connection string names no store of this release; it is a URL, and neither a path nor ':memory:'. For a "
+        "saver in memory pass 'memory://'"
     )

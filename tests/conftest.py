@@ -3,8 +3,12 @@
 from importlib.util import find_spec
 
 import pytest
+from hypothesis import settings
 
 from async_saver import AsyncSaver, MemoryStore, Store
+
+settings.register_profile("always the same", derandomize=True, deadline=None)
+settings.load_profile("always the same")
 
 _BACKENDS = [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio")]
 if find_spec("uvloop"):

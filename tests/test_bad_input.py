@@ -108,13 +108,15 @@ async def test_text_of_another_type_names_the_same(saver: AsyncSaver) -> None:
 
 async def test_none_is_not_an_id(saver: AsyncSaver) -> None:
     """It would name the conversation 'None'."""
-    await put(saver, "1")
+    await put(saver, "1", thread_id="None", run_id="None")
     for call in (
         saver.adelete_thread(None),  # type: ignore[arg-type]
-        saver.acopy_thread("t", None),  # type: ignore[arg-type]
+        saver.acopy_thread("None", None),  # type: ignore[arg-type]
         saver.acopy_thread(None, "u"),  # type: ignore[arg-type]
         saver.aprune(None),  # type: ignore[arg-type]
         saver.adelete_for_runs(None),  # type: ignore[arg-type]
+        saver.aprune([None], strategy="delete"),  # type: ignore[list-item]
+        saver.adelete_for_runs([None]),  # type: ignore[list-item]
     ):
         with pytest.raises(InvalidTypeError):
             await call

@@ -5,10 +5,11 @@ import contextvars
 import copy
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -147,53 +148,39 @@ def test_values_are_read_in_their_callers_thread() -> None:
     assert len(threads) == 15
 
 
-def test_what_interrupts_the_wait_cancels_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No call is left running behind a caller that is gone."""
-    started, ended = threading.Event(), threading.Event()
+@pytest.mark.skipif(sys.platform == "win32", reason="signals go to a thread on POSIX only")
+def test_what_interrupts_the_wait_cancels_the_call() -> None:
+    """No call is left running behind a caller that is gone: a real SIGINT, sent once the call has begun."""
+    ended, caller = threading.Event(), threading.get_ident()
 
     async def call() -> None:
-        started.set()
+        signal.pthread_kill(caller, signal.SIGINT)
         try:
             await anyio.sleep_forever()
         finally:
             ended.set()
 
-    class Interrupted(Future):  # type: ignore[type-arg]
-        def result(self, timeout: float | None = None) -> Any:
-            started.wait(10)
-            raise KeyboardInterrupt
-
-    portal = bridge._started()
-    start = portal.start_task_soon
-
-    def interrupting(*args: Any) -> Any:
-        future = start(*args)
-        future.__class__ = Interrupted
-        return future
-
-    monkeypatch.setattr(portal, "start_task_soon", interrupting)
     with pytest.raises(KeyboardInterrupt):
         bridge.call(call)
     assert ended.wait(10)
 
 
 def test_a_call_runs_in_its_callers_context() -> None:
-    """And not in that of whoever made the first call."""
+    """LangGraph and tracers pass things on in context variables."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nobody's")
-    fresh = SyncBridge()
 
     async def read() -> str:
         return variable.get()
 
-    token = variable.set("first")
-    assert fresh.call(read) == "first"
+    token = variable.set("the caller's")
+    assert bridge.call(read) == "the caller's"
     variable.reset(token)
-    assert fresh.call(read) == "nobody's"
+    assert bridge.call(read) == "nobody's"
 
 
 def test_two_first_callers_start_one_portal() -> None:
     """However many threads come at once."""
-    fresh, before = SyncBridge(), threading.active_count()
+    fresh, before = SyncBridge(), _portals()
     barrier = threading.Barrier(8)
 
     def call() -> int:
@@ -202,7 +189,11 @@ def test_two_first_callers_start_one_portal() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert len({job.result() for job in [pool.submit(call) for _ in range(8)]}) == 1
-    assert threading.active_count() == before + 1
+    assert _portals() == before + 1
+
+
+def _portals() -> int:
+    return sum(worker.name == "async_saver portal" for worker in threading.enumerate())
 
 
 def test_dropped_savers_leave_no_thread_and_no_descriptor() -> None:
@@ -213,12 +204,12 @@ def test_dropped_savers_leave_no_thread_and_no_descriptor() -> None:
     for _ in range(2000):
         AsyncSaver().put(config(), checkpoint("1"), {}, {})
     gc.collect()
-    assert threading.active_count() == threads
-    assert len(os.listdir("/dev/fd")) == descriptors
+    assert threading.active_count() <= threads
+    assert len(os.listdir("/dev/fd")) <= descriptors
 
 
 def test_a_script_that_closes_nothing_exits_cleanly() -> None:
-    """At once, and with nothing printed, every warning shown."""
+    """With nothing printed, every warning shown."""
     script = "import async_saver as a; s = a.AsyncSaver(); s.delete_thread('t'); print(s.count())"
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", script], capture_output=True, text=True, timeout=60
@@ -312,11 +303,18 @@ def test_a_subclass_may_run_sync_methods_from_async_ones(cls: type[AsyncSaver]) 
         assert saver.names == ["aput", "put", "put"]
 
 
+def test_the_next_version_needs_no_portal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LangGraph asks for one at every write of every step."""
+    monkeypatch.setattr(bridge, "_started", None)
+    monkeypatch.setattr(bridge, "_portal", None)
+    assert AsyncSaver().get_next_version(None, None) < AsyncSaver().get_next_version("2.1", None)
+
+
 def test_a_copied_saver_needs_nothing_new() -> None:
     """The portal belongs to the process."""
-    before = threading.active_count()
     saver = AsyncSaver()
     saver.put(config(), checkpoint("1"), {}, {})
+    before = _portals()
     for twin in (copy.copy(saver), copy.deepcopy(saver)):
         assert twin.count() == 1
-    assert threading.active_count() <= before + 1
+    assert _portals() == before

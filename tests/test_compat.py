@@ -14,6 +14,7 @@ from anyio import create_task_group, to_thread
 from langgraph.checkpoint.memory import InMemorySaver as Reference
 from langgraph.checkpoint.memory import PersistentDict
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from typing_extensions import Self
 
@@ -128,6 +129,9 @@ async def test_whole_views_cannot_be_replaced() -> None:
     for view in (saver.storage, saver.writes, saver.blobs):
         assert 5 not in view
         assert ("too", "short") not in view
+    assert saver.writes["odd"] == saver.writes[5] == {}  # type: ignore[index]
+    with pytest.raises(KeyError):
+        saver.blobs["odd"]  # type: ignore[index]
 
 
 async def test_views_need_a_store_in_memory() -> None:
@@ -375,6 +379,43 @@ async def test_an_entry_during_the_last_exit_is_not_lost(tmp_path: Path) -> None
     await to_thread.run_sync(worker.join)
     async with AsyncSaver(factory=files(tmp_path)) as reopened:
         assert await listed(reopened, config()) == ["2", "1"]
+
+
+async def test_the_stack_may_be_closed_by_hand(tmp_path: Path) -> None:
+    """As a saver that is never entered is; an entry after that saves again."""
+    saver = AsyncSaver(factory=files(tmp_path))
+    await put(saver, "1")
+    saver.stack.close()
+    async with AsyncSaver(factory=files(tmp_path)) as reopened:
+        assert await listed(reopened, config()) == ["1"]
+    async with saver:
+        await put(saver, "2")
+    async with AsyncSaver(factory=files(tmp_path)) as reopened:
+        assert await listed(reopened, config()) == ["2", "1"]
+
+
+async def test_files_are_read_and_written_in_their_users_thread(tmp_path: Path) -> None:
+    """And outside the store's guard: a type in them may itself call a saver."""
+    threads: list[str] = []
+
+    class Noting(JsonPlusSerializer):
+        def loads_typed(self, data: tuple[str, bytes]) -> Any:
+            threads.append(threading.current_thread().name)
+            AsyncSaver().put(config(), checkpoint("1"), {}, {})
+            return super().loads_typed(data)
+
+        def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+            threads.append(threading.current_thread().name)
+            AsyncSaver().put(config(), checkpoint("1"), {}, {})
+            return super().dumps_typed(obj)
+
+    for _ in range(2):
+        async with AsyncSaver(factory=files(tmp_path), serde=Noting()) as saver:
+            await put(saver, "1", {"d": _DeltaSnapshot([])}, run_id="gone")
+            made = checkpoint("2", channel_versions={"d": "2"})
+            await saver.aput(config(checkpoint_id="1"), made, {"step": 1}, {"d": "2"})
+            await saver.adelete_for_runs(["gone"])
+    assert set(threads) == {threading.current_thread().name}
 
 
 async def test_a_factory_is_called_as_upstream_calls_it() -> None:

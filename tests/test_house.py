@@ -11,7 +11,7 @@ import async_saver
 
 _ROOT = Path(async_saver.__file__).parent
 
-# A module may import those of lower floors; on one floor, only what stands in _NEXT_DOOR.
+# A module may import those of lower floors.
 _FLOORS = [
     {"errors", "records"},
     {"locks", "bridge", "stores.base", "stores.bucket"},
@@ -20,7 +20,6 @@ _FLOORS = [
     {"saver"},
     {"__init__"},
 ]
-_NEXT_DOOR: set[tuple[str, str]] = set()
 
 
 def _modules() -> dict[str, set[str]]:
@@ -28,8 +27,14 @@ def _modules() -> dict[str, set[str]]:
     found = {}
     for path in _ROOT.rglob("*.py"):
         name = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
-        nodes = ast.walk(ast.parse(path.read_text("utf-8")))
-        imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{name} imports relatively"
+                imported.add(node.module or "")
+            elif isinstance(node, ast.Import):
+                imported.update(one.name for one in node.names)
+        assert "async_saver" not in imported, f"{name} imports from the top"
         found[name] = {one.removeprefix("async_saver.") for one in imported if one.startswith("async_saver.")}
     return {name: imports for name, imports in found.items() if name != "stores.__init__"}
 
@@ -39,12 +44,7 @@ def test_imports_run_downward() -> None:
     floor = {name: number for number, names in enumerate(_FLOORS) for name in names}
     modules = _modules()
     assert modules.keys() == floor.keys()
-    wrong = {
-        (name, one)
-        for name, imports in modules.items()
-        for one in imports
-        if floor[one] >= floor[name] and (name, one) not in _NEXT_DOOR
-    }
+    wrong = {(name, one) for name, imports in modules.items() for one in imports if floor[one] >= floor[name]}
     assert not wrong
 
 

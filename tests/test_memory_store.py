@@ -163,7 +163,7 @@ async def test_buckets_pickle() -> None:
     assert await listed(saver, config()) == ["3", "0"]
 
 
-async def test_listing_thousands_of_conversations_is_in_order(saver: AsyncSaver) -> None:
+async def test_listing_hundreds_of_conversations_is_in_order(saver: AsyncSaver) -> None:
     """Newest first over all, also where they are merged in several portions."""
     draw = random.Random(1)
     numbers = draw.sample(range(10_000), 1000)
