@@ -165,6 +165,37 @@ def test_what_interrupts_the_wait_cancels_the_call() -> None:
     assert ended.wait(10)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals go to a thread on POSIX only")
+def test_a_call_that_is_interrupted_before_it_begins_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller has nothing yet to cancel it by, as the portal is busy with another call."""
+    portal, caller = bridge._started(), threading.get_ident()
+    start, arrived, go_on = portal.start_task_soon, threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    async def busy() -> None:
+        arrived.wait(10)
+        signal.pthread_kill(caller, signal.SIGINT)
+        go_on.wait(10)
+
+    async def late() -> None:
+        ran.append("late")
+
+    async def later() -> None:
+        ran.append("later")
+
+    def starting(*args: Any) -> Any:
+        arrived.set()
+        return start(*args)
+
+    start(busy)
+    monkeypatch.setattr(portal, "start_task_soon", starting)
+    with pytest.raises(KeyboardInterrupt):
+        bridge.call(late)
+    go_on.set()
+    bridge.call(later)
+    assert ran == ["later"]
+
+
 def test_a_call_runs_in_its_callers_context() -> None:
     """LangGraph and tracers pass things on in context variables."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nobody's")
