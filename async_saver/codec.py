@@ -66,7 +66,7 @@ def encode_checkpoint(
     blobs = [
         (
             (channel, version),
-            _encode(serde, values[channel], thread_id, f"channel {shown(channel)}") if channel in values else EMPTY,
+            _encode(serde, values[channel], thread_id, "channel", channel) if channel in values else EMPTY,
         )
         for channel, version in new_versions.items()
     ]
@@ -127,7 +127,7 @@ def encode_writes(
             task_id,
             WRITES_IDX_MAP.get(channel, idx),
             channel,
-            _encode(serde, value, thread_id, f"a write to channel {shown(channel)}"),
+            _encode(serde, value, thread_id, "a write to channel", channel),
             task_path,
             run_id,
         )
@@ -148,19 +148,24 @@ def _run_id(config: RunnableConfig) -> str | None:
     return None
 
 
-def _encode(serde: SerializerProtocol, value: object, thread_id: str, what: str) -> Blob:
+def _encode(serde: SerializerProtocol, value: object, thread_id: str, what: str, channel: str = "") -> Blob:
     try:
         kind, data = serde.dumps_typed(value)
     except Exception as exc:
         # ormsgpack's messages name types and limits only; another serializer's might quote the value.
         why = f" ({exc})" if isinstance(exc, MsgpackEncodeError) else ""
         raise SerializationError(
-            f"cannot serialise {what} of thread_id {shown(thread_id)}: its value is of type {_type_name(value)}{why}; "
-            "nothing was stored. Keep such values out of the state (LangGraph's UntrackedValue is for them), or give "
-            "the saver a serde that takes them, for instance JsonPlusSerializer(pickle_fallback=True)"
+            f"cannot serialise {_named(what, channel)} of thread_id {shown(thread_id)}: its value is of type "
+            f"{_type_name(value)}{why}; nothing was stored. Keep such values out of the state (LangGraph's "
+            "UntrackedValue is for them), or give the saver a serde that takes them, for instance "
+            "JsonPlusSerializer(pickle_fallback=True)"
         ) from exc
     # A bytearray comes back from the default serializer as it is, and its owner may go on to change it.
     return (kind, bytes(data)) if isinstance(data, (bytearray, memoryview)) else (kind, data)
+
+
+def _named(what: str, channel: str) -> str:
+    return f"{what} {shown(channel)}" if what.endswith("channel") else what
 
 
 def _type_name(value: object) -> str:
@@ -189,7 +194,7 @@ class Decoder:
             return self._serde.loads_typed(blob)
         except Exception as exc:
             raise DeserializationError(
-                f"cannot read {what}{channel and ' ' + shown(channel)} of thread_id {shown(thread_id)}, stored as "
+                f"cannot read {_named(what, channel)} of thread_id {shown(thread_id)}, stored as "
                 f"{shown(blob[0])}: read it with the serde that it was written with"
             ) from exc
 

@@ -665,9 +665,7 @@ def _one(value: object, name: str) -> str:
 
 def _several(ids: Iterable[object], name: str) -> "list[str]":
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-        raise InvalidTypeError(
-            f"{name} wants a sequence of ids, not a {type(ids).__name__}; for one, pass it in a list"
-        )
+        raise InvalidTypeError(f"{name} wants a sequence, not a value of type {type(ids).__name__}; pass a list")
     return [_one(one, name) for one in ids]
 
 
@@ -702,6 +700,6 @@ def _why_not(conn_string: str) -> str:
     if database is not None:
         return f"this release of async_saver has no store for {database[1]} URLs yet; pass 'memory://'"
     return (
-        "the connection string names no store of this release; it is a URL, and neither a path nor ':memory:'. For a "
+        "a connection string is a URL, not a path or ':memory:', and this one names no store of this release; for a "
         "saver in memory pass 'memory://'"
     )

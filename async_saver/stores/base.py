@@ -37,7 +37,7 @@ class Store(ABC):
     async def setup(self) -> None:  # noqa: B027  (a store may have nothing to do)
         """Make ready for use what the store needs outside the process; may be called again at any time."""
 
-    async def close(self) -> None:  # noqa: B027
+    async def close(self) -> None:  # noqa: B027  (likewise)
         """Let go of what the store holds outside the process; may be called again at any time."""
 
     @abstractmethod
