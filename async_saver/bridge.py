@@ -13,6 +13,7 @@ from anyio import CancelScope
 from anyio.from_thread import BlockingPortal
 
 from async_saver.errors import PortalError
+from async_saver.guard import refuse_inside
 
 __all__ = ["SyncBridge", "bridge"]
 
@@ -32,7 +33,9 @@ class SyncBridge:
 
     def _reset(self) -> None:
         """Forget the portal: at first, and in the child of a fork, which has none of its parent's worker threads."""
-        self._starting = threading.Lock()  # so that two first callers start one portal
+        # So that two first callers start one portal. Reentrant for a signal handler that calls while one starts.
+        self._starting = threading.RLock()
+        self._ready: Future[BlockingPortal] | None = None
         self._portal: BlockingPortal | None = None
         self._worker: threading.Thread | None = None
 
@@ -43,13 +46,16 @@ class SyncBridge:
         interrupts the wait cancels the call.
 
         Raises:
-            PortalError: The caller is running on the portal itself, and would wait for its own end.
+            PortalError: The caller would wait for its own end: it is running on the portal itself, or it is a signal
+                handler or a finalizer that interrupted a store's work in its own worker thread.
         """
+        refuse_inside()
         call = _Call(partial(func, *args, **kwargs))
-        if sys.is_finalizing():
-            # Daemons have stopped for ever. What still runs is the main thread: finalizers, generators being closed.
+        # Once the interpreter ends, daemons have stopped for ever. What still runs is the main thread: finalizers,
+        # generators being closed; from 3.12 on also `atexit` callbacks, which can start no worker thread.
+        portal = None if sys.is_finalizing() else self._portal or self._started()
+        if portal is None:
             return call.result(anyio.run(call.run, backend="asyncio"))
-        portal = self._portal or self._started()
         if threading.current_thread() is self._worker:
             raise PortalError(
                 "a sync method of a saver was called by code that itself runs for one on the portal (a store's, "
@@ -62,13 +68,24 @@ class SyncBridge:
             raise
         return call.result(outcome)
 
-    def _started(self) -> BlockingPortal:
+    def _started(self) -> BlockingPortal | None:
+        """Return the portal, started if need be; None where no worker thread can be."""
         with self._starting:
             if self._portal is None:
-                ready: Future[BlockingPortal] = Future()
-                worker = threading.Thread(target=_serve, args=(ready,), name="async_saver portal", daemon=True)
-                worker.start()
-                self._portal, self._worker = ready.result(), worker
+                if self._ready is None:
+                    ready: Future[BlockingPortal] = Future()
+                    worker = threading.Thread(target=_serve, args=(ready,), name="async_saver portal", daemon=True)
+                    try:
+                        worker.start()
+                    except RuntimeError:
+                        return None
+                    # From here on an interrupt leaves the worker for the next caller to use.
+                    self._ready, self._worker = ready, worker
+                try:
+                    self._portal = self._ready.result()
+                except Exception:
+                    self._ready = None
+                    raise
             return self._portal
 
 

@@ -1,11 +1,8 @@
 """Between LangGraph's checkpoints and stored records: encode at once, decode in slices."""
 
 from collections.abc import Mapping, Sequence
-from math import inf
-from time import perf_counter
 from typing import Any, cast
 
-from anyio.lowlevel import checkpoint as yield_to_loop
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
@@ -22,6 +19,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from ormsgpack import MsgpackEncodeError
 
 from async_saver.errors import DeserializationError, SerializationError, shown
+from async_saver.pace import keep_pace
 from async_saver.records import (
     EMPTY,
     Blob,
@@ -34,8 +32,6 @@ from async_saver.records import (
 )
 
 __all__ = ["Decoder", "config_of", "encode_checkpoint", "encode_writes", "record_of"]
-
-_SLICE = 0.001  # seconds of decoding between two yields to the event loop
 
 
 def config_of(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> RunnableConfig:
@@ -180,16 +176,15 @@ class Decoder:
     waits, which is for sync callers: they read in their own worker thread.
     """
 
-    __slots__ = ("_serde", "_until")
+    __slots__ = ("_serde", "_yielding")
 
     def __init__(self, serde: SerializerProtocol, *, yielding: bool = True) -> None:
         self._serde = serde
-        self._until = perf_counter() + _SLICE if yielding else inf
+        self._yielding = yielding
 
     async def _decode(self, blob: Blob, thread_id: str, what: str, channel: str = "") -> Any:
-        if perf_counter() > self._until:
-            await yield_to_loop()
-            self._until = perf_counter() + _SLICE
+        if self._yielding:
+            await keep_pace()
         try:
             return self._serde.loads_typed(blob)
         except Exception as exc:

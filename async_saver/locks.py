@@ -1,5 +1,6 @@
 """One anyio lock per conversation and event loop, for as long as somebody holds or awaits it."""
 
+from contextlib import suppress
 from types import TracebackType
 from weakref import WeakValueDictionary
 
@@ -49,15 +50,19 @@ class _Holding:
                 # Only this loop uses this key, and there is no await between the look and the entry.
                 lock = self._locks[key] = Lock()
             try:
-                lock.acquire_nowait()
-            except WouldBlock:
                 try:
+                    lock.acquire_nowait()
+                except WouldBlock:
                     await lock.acquire()
-                except BaseException:
-                    del lock  # the exception's traceback may be kept, and with it this frame
-                    self._release()
-                    raise
-            self._held.append(lock)
+                self._held.append(lock)
+            except BaseException as exc:
+                if isinstance(exc, KeyboardInterrupt) and lock not in self._held:
+                    # It may have come when the lock had just become this task's.
+                    with suppress(RuntimeError):
+                        lock.release()
+                del lock  # the exception's traceback may be kept, and with it this frame
+                self._release()
+                raise
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
@@ -65,5 +70,5 @@ class _Holding:
         self._release()
 
     def _release(self) -> None:
-        while self._held:
-            self._held.pop().release()
+        for lock in self._held:
+            lock.release()

@@ -28,6 +28,7 @@ from async_saver.codec import Decoder, config_of, encode_checkpoint, encode_writ
 from async_saver.compat import NOT_ASSIGNED, Blobs, Files, Storage, Writes
 from async_saver.errors import ConfigError, InvalidTypeError, InvalidValueError, shown
 from async_saver.locks import ThreadLocks
+from async_saver.pace import keep_pace
 from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord, text
 from async_saver.stores.base import Store
 from async_saver.stores.memory import MemoryStore
@@ -161,6 +162,7 @@ class AsyncSaver(
 
     async def asetup(self) -> None:
         """Make the store ready for use. In memory there is nothing to do; it may be called again at any time."""
+        await keep_pace()
         await self._shared.store.setup()
 
     # What InMemorySaver shows beside its methods.
@@ -229,6 +231,7 @@ class AsyncSaver(
             DeserializationError: A stored value cannot be read with this saver's `serde`.
         """
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
+        await keep_pace()
         stored = await self._shared.store.get(thread_id, checkpoint_ns or "", checkpoint_id)
         return None if stored is None else await _read(Decoder(self.serde), stored, config if checkpoint_id else None)
 
@@ -279,6 +282,7 @@ class AsyncSaver(
         """
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
         names = _several(channels, "channels")
+        await keep_pace()
         histories = await self._shared.store.delta_history(thread_id, checkpoint_ns or "", checkpoint_id, names)
         return await Decoder(self.serde).histories(thread_id, histories)
 
@@ -291,10 +295,12 @@ class AsyncSaver(
 
     async def acount(self) -> int:
         """Return how many conversations the store holds."""
+        await keep_pace()
         return await self._shared.store.count()
 
     # Writing. Everything is serialised before the first await, so later changes to the arguments change nothing;
-    # the lock then lets the store's commits on one conversation through in the order of the calls.
+    # the lock then lets the store's commits on one conversation through in the order of the calls. A yield to the
+    # event loop comes last, as one between the two would let a later call overtake.
 
     async def aput(
         self,
@@ -340,6 +346,7 @@ class AsyncSaver(
     ) -> RunnableConfig:
         async with self._shared.locks.holding(thread_id):
             await self._shared.store.put(thread_id, checkpoint_ns, record, blobs)
+        await keep_pace()
         return config_of(thread_id, checkpoint_ns, record.checkpoint_id)
 
     async def aput_writes(
@@ -384,6 +391,7 @@ class AsyncSaver(
     ) -> None:
         async with self._shared.locks.holding(thread_id):
             await self._shared.store.put_writes(thread_id, checkpoint_ns, checkpoint_id, records)
+        await keep_pace()
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of a conversation; an unknown one is ignored.
@@ -394,6 +402,7 @@ class AsyncSaver(
         thread_id = _one(thread_id, "thread_id")
         async with self._shared.locks.holding(thread_id):
             await self._shared.store.delete([thread_id])
+        await keep_pace()
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints and the writes that these runs made; unknown runs are ignored.
@@ -411,6 +420,7 @@ class AsyncSaver(
         thread_ids = await self._shared.store.run_threads(runs)
         async with self._shared.locks.holding(*thread_ids):
             await self._shared.store.delete_for_runs(runs)
+        await keep_pace()
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a whole conversation to a `thread_id` that is not in use; an unknown source is ignored.
@@ -424,6 +434,7 @@ class AsyncSaver(
         source, target = _one(source_thread_id, "source_thread_id"), _one(target_thread_id, "target_thread_id")
         async with self._shared.locks.holding(source, target):
             await self._shared.store.copy(source, target)
+        await keep_pace()
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Delete old checkpoints of conversations, or all of them; unknown ones are ignored.
@@ -447,6 +458,7 @@ class AsyncSaver(
                 await self._shared.store.keep_latest(threads)
             else:
                 await self._shared.store.delete(threads)
+        await keep_pace()
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """Return the version after `current`: a counter, and a random tail.
@@ -542,8 +554,9 @@ class AsyncSaver(
         bridge.call(AsyncSaver.aprune, self, thread_ids, strategy=strategy)
 
 
-# Guards which savers are entered how often. One for the process, so that a fork has one to take.
-_entering = threading.Lock()
+# Guards which savers are entered how often. One for the process, so that a fork has one to take; reentrant, as a
+# factory's mapping may itself fork when it is entered.
+_entering = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_entering.acquire, after_in_parent=_entering.release, after_in_child=_entering.release)
 
@@ -600,10 +613,19 @@ class _Tuples(AsyncIterator[CheckpointTuple]):
         self._decoder = decoder
         self._filter = filter or {}
         self._left = limit
+        self._current: StoredCheckpoint | None = None  # found, and not given yet: a cancelled step loses nothing
 
     async def __anext__(self) -> CheckpointTuple:
         while self._left is None or self._left > 0:
-            if (wanted := await self._if_wanted(await anext(self._found))) is not None:
+            if self._current is None:
+                self._current = await anext(self._found)
+            try:
+                wanted = await self._if_wanted(self._current)
+            except Exception:
+                self._current = None
+                raise
+            self._current = None
+            if wanted is not None:
                 return wanted
         raise StopAsyncIteration
 
@@ -620,9 +642,10 @@ class _Tuples(AsyncIterator[CheckpointTuple]):
         metadata = await self._decoder.metadata(stored)
         if not all(wanted == metadata.get(key) for key, wanted in self._filter.items()):
             return None
+        found = await self._decoder.checkpoint_tuple(stored, metadata)
         if self._left is not None:
             self._left -= 1
-        return await self._decoder.checkpoint_tuple(stored, metadata)
+        return found
 
     async def aclose(self) -> None:
         """End the iteration; for code that closes what it iterates over, as generators want it."""

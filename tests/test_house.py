@@ -13,9 +13,9 @@ _ROOT = Path(async_saver.__file__).parent
 
 # A module may import those of lower floors.
 _FLOORS = [
-    {"errors", "records"},
-    {"locks", "bridge", "stores.base", "stores.bucket"},
-    {"codec", "stores.memory"},
+    {"errors", "records", "pace"},
+    {"guard", "locks", "stores.base", "stores.bucket"},
+    {"bridge", "codec", "stores.memory"},
     {"compat"},
     {"saver"},
     {"__init__"},

@@ -1,8 +1,14 @@
-"""What one conversation holds in memory, and what follows from it. Plain data: `MemoryStore` guards it."""
+"""What one conversation holds in memory, and what follows from it. Plain data: `MemoryStore` guards it.
+
+What looks at a whole conversation is a generator that yields every few microseconds and returns its result, so that it
+can be done a slice at a time (`Slices`). Between two slices the conversation must not have changed.
+"""
 
 from bisect import insort
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from heapq import merge
+from typing import TypeAlias, TypeVar
 
 from langgraph.checkpoint.base import writes_sort_key
 
@@ -17,12 +23,16 @@ from async_saver.records import (
     WriteRecord,
 )
 
-__all__ = ["Bucket", "Namespace", "Version", "WriteKey", "with_inserted"]
+__all__ = ["Bucket", "Namespace", "Slices", "Version", "WriteKey", "with_inserted"]
 
 WriteKey = tuple[str, int]
 """A write's `(task_id, idx)`."""
 
 _Ordered = TypeVar("_Ordered", str, tuple[str, str])
+_T = TypeVar("_T")
+
+Slices: TypeAlias = Generator[None, None, _T]
+"""Work that may be interrupted wherever it yields."""
 
 Mark = tuple[str, str]
 """A checkpoint's id, and a channel whose value at some descendant is rebuilt from that checkpoint's writes or blob."""
@@ -116,13 +126,15 @@ class Namespace:
         delta = self.delta_channels
         return [key[0] for key in record.versions if key[0] in delta and self.value(key) is None] if delta else []
 
-    def _marks(self, checkpoint_ids: Iterable[str]) -> set[Mark]:
+    def _marks(self, checkpoint_ids: Iterable[str]) -> Slices[set[Mark]]:
         """Return everything that the rebuilt values of these checkpoints rest on."""
         marks: set[Mark] = set()
         for checkpoint_id in checkpoint_ids:
+            yield
             record = self.checkpoints[checkpoint_id]
             for channel in self._rebuilt(record):
                 for ancestor in self.ancestors(record):
+                    yield
                     mark = (ancestor.checkpoint_id, channel)
                     if mark in marks:
                         break
@@ -140,25 +152,40 @@ class Namespace:
             or all((parent_id, channel) in marks for channel in self._rebuilt(record))
         )
 
-    def latest_only(self) -> "Namespace":
+    def latest_only(self) -> Slices["Namespace"]:
         """Return a namespace with what `Store.keep_latest` keeps of this one."""
         latest = self.ids[-1:]
-        marks = self._marks(latest)
+        marks = yield from self._marks(latest)
         needed = {mark[0] for mark in marks}
-        stay = [i for i in self.ids if i in latest or (i in needed and self._stands(self.checkpoints[i], marks))]
-        kept = self._keeping(stay, marks)
-        kept.writes.update((i, w) for i, w in self.writes.items() if i not in self.checkpoints and [i] > latest)
+        stay = []
+        for checkpoint_id in self.ids:
+            yield
+            if checkpoint_id in latest or (
+                checkpoint_id in needed and self._stands(self.checkpoints[checkpoint_id], marks)
+            ):
+                stay.append(checkpoint_id)
+        kept = yield from self._keeping(stay, marks)
+        for checkpoint_id, writes in self.writes.items():
+            yield
+            if checkpoint_id not in self.checkpoints and [checkpoint_id] > latest:
+                kept.writes[checkpoint_id] = writes
         return kept
 
-    def without_runs(self, run_ids: Collection[str]) -> "Namespace":
+    def without_runs(self, run_ids: Collection[str]) -> Slices["Namespace"]:
         """Return a namespace with what `Store.delete_for_runs` leaves of this one."""
-        stay = [i for i in self.ids if self.checkpoints[i].run_id not in run_ids]
-        marks = self._marks(stay)
-        kept = self._keeping(stay, marks)
+        stay = []
+        for checkpoint_id in self.ids:
+            yield
+            if self.checkpoints[checkpoint_id].run_id not in run_ids:
+                stay.append(checkpoint_id)
+        marks = yield from self._marks(stay)
+        kept = yield from self._keeping(stay, marks)
         for checkpoint_id, writes in self.writes.items():
+            yield
             if checkpoint_id not in self.checkpoints:
                 kept.writes[checkpoint_id] = writes
         for checkpoint_id, writes in list(kept.writes.items()):
+            yield
             left = {
                 key: write
                 for key, write in writes.items()
@@ -170,16 +197,18 @@ class Namespace:
                 del kept.writes[checkpoint_id]
         return kept
 
-    def _keeping(self, stay: list[str], marks: Collection[Mark]) -> "Namespace":
+    def _keeping(self, stay: list[str], marks: Collection[Mark]) -> Slices["Namespace"]:
         """Return a namespace with these checkpoints in sight, and out of sight what `marks` rests on beside them."""
         kept = Namespace()
         kept.ids = stay
         kept.delta_channels = self.delta_channels
         for checkpoint_id in stay:
+            yield
             kept._take(self, self.checkpoints[checkpoint_id])
             if checkpoint_id in self.writes:
                 kept.writes[checkpoint_id] = self.writes[checkpoint_id]
         for checkpoint_id in {mark[0] for mark in marks} - kept.checkpoints.keys():
+            yield
             record = self.checkpoints[checkpoint_id]
             versions = tuple(key for key in record.versions if (checkpoint_id, key[0]) in marks)
             kept._take(self, record._replace(checkpoint=EMPTY, metadata=EMPTY, versions=versions))
@@ -197,15 +226,35 @@ class Namespace:
             elif (theirs := source.versions.get(key)) is not None:
                 self.versions[key] = Version(theirs.blob, 1)
 
-    def copy(self) -> "Namespace":
+    def copy(self) -> Slices["Namespace"]:
         """Return an independent copy; records and bytes are shared."""
         twin = Namespace()
         twin.ids = self.ids.copy()
         twin.checkpoints = self.checkpoints.copy()
-        twin.versions = {key: Version(version.blob, version.needed) for key, version in self.versions.items()}
-        twin.writes = {checkpoint_id: writes.copy() for checkpoint_id, writes in self.writes.items()}
+        for key, version in self.versions.items():
+            yield
+            twin.versions[key] = Version(version.blob, version.needed)
+        for checkpoint_id, writes in self.writes.items():
+            yield
+            twin.writes[checkpoint_id] = writes.copy()
         twin.delta_channels = self.delta_channels
         return twin
+
+    def faults(self) -> Iterator[str]:
+        """Say what here is not as it follows from the records."""
+        in_sight = sorted(i for i, record in self.checkpoints.items() if not record.hidden)
+        if self.ids != in_sight:
+            yield f"the ids in sight are {in_sight}, and listed are {self.ids}"
+        needed = Counter(key for record in self.checkpoints.values() for key in record.versions)
+        counted = {key: version.needed for key, version in self.versions.items() if version.needed}
+        if counted != needed:
+            yield f"needed are {dict(needed)}, and counted {counted}"
+        for checkpoint_id, record in self.checkpoints.items():
+            if record.checkpoint_id != checkpoint_id:
+                yield f"the checkpoint {record.checkpoint_id!r} is stored as {checkpoint_id!r}"
+        for checkpoint_id, writes in self.writes.items():
+            if not writes or any(key != (write.task_id, write.idx) for key, write in writes.items()):
+                yield f"the writes of checkpoint {checkpoint_id!r} are none, or stored by wrong keys"
 
 
 class Bucket:
@@ -215,49 +264,96 @@ class Bucket:
         namespaces: Its checkpoints by `checkpoint_ns`.
         order: `(checkpoint_id, checkpoint_ns)` of all that is in sight, ascending; changed as `Namespace.ids` is.
         runs: For each run, the `(checkpoint_id, checkpoint_ns)` at which it stored a checkpoint or a write.
+        changes: How often it was written to: another number means other contents.
     """
 
-    __slots__ = ("namespaces", "order", "runs")
+    __slots__ = ("changes", "namespaces", "order", "runs")
 
-    def __init__(self, namespaces: dict[str, Namespace]) -> None:
-        self.namespaces: dict[str, Namespace] = namespaces
-        self.order: list[tuple[str, str]] = sorted(
-            (i, ns) for ns, namespace in namespaces.items() for i in namespace.ids
-        )
+    def __init__(self) -> None:
+        self.namespaces: dict[str, Namespace] = {}
+        self.order: list[tuple[str, str]] = []
         self.runs: dict[str, set[tuple[str, str]]] = {}
+        self.changes: int = 0
+
+    @classmethod
+    def of(cls, namespaces: dict[str, Namespace]) -> Slices["Bucket"]:
+        """Return a conversation of these namespaces."""
+        bucket = cls()
+        bucket.namespaces = namespaces
+        for place in merge(*(_places(ns, namespace) for ns, namespace in namespaces.items())):
+            yield
+            bucket.order.append(place)
+            checkpoint_id, ns = place
+            bucket._index(namespaces[ns].checkpoints[checkpoint_id].run_id, place)
         for ns, namespace in namespaces.items():
-            for checkpoint_id in namespace.ids:
-                self._index(namespace.checkpoints[checkpoint_id].run_id, checkpoint_id, ns)
             for checkpoint_id, writes in namespace.writes.items():
+                yield
                 for write in writes.values():
-                    self._index(write.run_id, checkpoint_id, ns)
+                    bucket._index(write.run_id, (checkpoint_id, ns))
+        return bucket
 
-    def _index(self, run_id: str | None, checkpoint_id: str, checkpoint_ns: str) -> None:
+    def _index(self, run_id: str | None, place: tuple[str, str]) -> None:
         if run_id is not None:
-            self.runs.setdefault(run_id, set()).add((checkpoint_id, checkpoint_ns))
+            self.runs.setdefault(run_id, set()).add(place)
 
-    def copy(self) -> "Bucket":
+    def copy(self) -> Slices["Bucket"]:
         """Return an independent copy; records and bytes are shared."""
-        return Bucket({ns: namespace.copy() for ns, namespace in self.namespaces.items()})
+        twins = {}
+        for ns, namespace in self.namespaces.items():
+            twins[ns] = yield from namespace.copy()
+        return (yield from Bucket.of(twins))
 
-    def latest_only(self) -> "Bucket | None":
+    def latest_only(self) -> Slices["Bucket | None"]:
         """Return what `Store.keep_latest` keeps of this conversation; None for nothing."""
-        return _unless_empty({ns: namespace.latest_only() for ns, namespace in self.namespaces.items()})
+        kept = {}
+        for ns, namespace in self.namespaces.items():
+            kept[ns] = yield from namespace.latest_only()
+        return (yield from _unless_empty(kept))
 
-    def without_runs(self, run_ids: Collection[str]) -> "Bucket | None":
+    def without_runs(self, run_ids: Collection[str]) -> Slices["Bucket | None"]:
         """Return what `Store.delete_for_runs` leaves of this conversation; None for nothing."""
         touched = {ns for run_id in run_ids for _, ns in self.runs.get(run_id, ())}
-        return _unless_empty(
-            {
-                ns: namespace.without_runs(run_ids) if ns in touched else namespace
-                for ns, namespace in self.namespaces.items()
-            }
-        )
+        left = self.namespaces.copy()
+        for ns in touched:
+            left[ns] = yield from self.namespaces[ns].without_runs(run_ids)
+        return (yield from _unless_empty(left))
+
+    def dismantle(self, successor: "Bucket | None") -> Slices[None]:
+        """Empty what `successor` has not taken over. At once, as a reference is dropped, it may take milliseconds."""
+        for ns, namespace in self.namespaces.items():
+            if successor is None or successor.namespaces.get(ns) is not namespace:
+                for contents in (namespace.checkpoints, namespace.versions, namespace.writes):
+                    while contents:
+                        for _ in range(min(len(contents), 64)):
+                            contents.popitem()
+                        yield
+
+    def faults(self) -> Iterator[str]:
+        """Say what here is not as it follows from the records."""
+        places: dict[str, set[tuple[str, str]]] = {}
+        for ns, namespace in self.namespaces.items():
+            for fault in namespace.faults():
+                yield f"checkpoint_ns {ns!r}: {fault}"
+            runs = [(namespace.checkpoints[i].run_id, i) for i in namespace.ids]
+            runs += [(write.run_id, i) for i, writes in namespace.writes.items() for write in writes.values()]
+            for run_id, checkpoint_id in runs:
+                if run_id is not None:
+                    places.setdefault(run_id, set()).add((checkpoint_id, ns))
+        order = sorted(place for ns, namespace in self.namespaces.items() for place in _places(ns, namespace))
+        if self.order != order:
+            yield f"the order is {self.order}, and follows as {order}"
+        # A run that only overwritten records named may still be there: it is looked for in vain, no more.
+        if any(not places[run_id] <= self.runs.get(run_id, set()) for run_id in places):
+            yield f"the runs are {self.runs}, and follow as {places}"
 
 
-def _unless_empty(namespaces: dict[str, Namespace]) -> Bucket | None:
+def _places(checkpoint_ns: str, namespace: Namespace) -> Iterator[tuple[str, str]]:
+    return ((checkpoint_id, checkpoint_ns) for checkpoint_id in namespace.ids)
+
+
+def _unless_empty(namespaces: dict[str, Namespace]) -> Slices[Bucket | None]:
     left = {ns: namespace for ns, namespace in namespaces.items() if namespace.ids or namespace.writes}
-    return Bucket(left) if left else None
+    return (yield from Bucket.of(left)) if left else None
 
 
 def _write_order(write: WriteRecord) -> tuple[str, str, int]:

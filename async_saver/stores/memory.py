@@ -1,20 +1,22 @@
 """The default store: one bucket per conversation, in this process's memory."""
 
 import copy
-import os
-import threading
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import chain, islice
+from math import inf
 from operator import setitem
-from typing import Any, TypeVar
+from time import perf_counter
+from typing import Any, TypeVar, cast
 
 from anyio.lowlevel import checkpoint as yield_to_loop
 from typing_extensions import Self
 
 from async_saver.errors import ThreadExistsError, shown
+from async_saver.guard import guard, refuse_inside
+from async_saver.pace import keep_pace
 from async_saver.records import (
     Blob,
     ChannelVersion,
@@ -26,24 +28,23 @@ from async_saver.records import (
     WriteRecord,
 )
 from async_saver.stores.base import Store
-from async_saver.stores.bucket import Bucket, Namespace, Version, WriteKey, with_inserted
+from async_saver.stores.bucket import Bucket, Namespace, Slices, Version, WriteKey, with_inserted
 
 __all__ = ["MemoryStore"]
-
-# Guards the buckets of every MemoryStore; never held across an await. One for the process and not one a store, so that
-# a fork has one lock to take, and a copied or pickled store none to carry. A fork that came while another worker thread
-# held it would leave the child a lock that nobody releases.
-_guard = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_guard.release)
 
 _Step = tuple[Callable[..., object], tuple[Any, ...]]
 _Steps = list[_Step]
 _Key = tuple[str, str]
 _Ordered = TypeVar("_Ordered", str, tuple[str, str])
 _T = TypeVar("_T")
+_Ids = list[str]
+_Formers = list[tuple[Bucket, Bucket | None]]
+"""Buckets that are stored no longer, each with what is in its place."""
 
 _MERGED_AT_ONCE = 256
+
+_SLICE = 0.001  # seconds in the guard at a time, for work on whole conversations
+_TRIES = 3  # so often such work begins again because the conversation has changed; then it is done at once
 
 
 class MemoryStore(Store):
@@ -62,10 +63,29 @@ class MemoryStore(Store):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = copy.copy(self)
         MemoryStore.__init__(twin)
-        with _guard:
+        with guard:
             self._settle()
-            twin._replace({thread_id: bucket.copy() for thread_id, bucket in self._buckets.items()})
+            twin._replace({thread_id: _at_once(bucket.copy()) for thread_id, bucket in self._buckets.items()})
         return twin
+
+    def check(self) -> None:
+        """Look whether counts, orders and indexes are what the stored records say; for tests, and whoever debugs.
+
+        Raises:
+            AssertionError: They are not. Its message says where, and quotes ids.
+        """
+        faults: list[str] = []
+        runs: dict[str, set[str]] = {}
+        with guard:
+            self._settle()
+            for thread_id, bucket in self._buckets.items():
+                faults += [f"thread_id {thread_id!r}: {fault}" for fault in bucket.faults()]
+                for run_id in bucket.runs:
+                    runs.setdefault(run_id, set()).add(thread_id)
+            if self._runs != runs:
+                faults.append(f"the runs are {self._runs}, and follow as {runs}")
+        if faults:
+            raise AssertionError("\n".join(faults))
 
     def _settle(self) -> None:
         """Finish a change that was cut off. The caller is in the guard."""
@@ -81,13 +101,13 @@ class MemoryStore(Store):
 
     def peek(self, look: Callable[[Mapping[str, Bucket]], _T]) -> _T:
         """Return what `look` sees of the buckets at one moment. It must be quick, and hand out nothing mutable."""
-        with _guard:
+        with guard:
             self._settle()
             return look(self._buckets)
 
     async def get(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
         """See `Store.get`."""
-        with _guard:
+        with guard:
             self._settle()
             namespace = self._namespace(thread_id, checkpoint_ns)
             record = namespace.visible(checkpoint_id) if namespace is not None else None
@@ -99,7 +119,7 @@ class MemoryStore(Store):
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]
     ) -> Histories:
         """See `Store.delta_history`."""
-        with _guard:
+        with guard:
             self._settle()
             namespace = self._namespace(thread_id, checkpoint_ns)
             if namespace is None:
@@ -128,7 +148,7 @@ class MemoryStore(Store):
 
     async def run_threads(self, run_ids: Sequence[str]) -> Sequence[str]:
         """See `Store.run_threads`."""
-        with _guard:
+        with guard:
             self._settle()
             return [*{thread_id for run_id in run_ids for thread_id in self._runs.get(run_id, ())}]
 
@@ -140,7 +160,7 @@ class MemoryStore(Store):
         blobs: Sequence[tuple[ChannelVersion, Blob]],
     ) -> None:
         """See `Store.put`."""
-        with _guard:
+        with guard:
             self._settle()
             steps: _Steps = []
             bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
@@ -163,7 +183,7 @@ class MemoryStore(Store):
         """See `Store.put_writes`."""
         if not writes:
             return
-        with _guard:
+        with guard:
             self._settle()
             steps: _Steps = []
             bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
@@ -186,9 +206,10 @@ class MemoryStore(Store):
         """Return the bucket and namespace to write to, with the steps that make them part of the store."""
         bucket = self._buckets.get(thread_id)
         if bucket is None:
-            bucket = Bucket({})
+            bucket = Bucket()
             steps.append((setitem, (self._buckets, thread_id, bucket)))
         steps.append((self._buckets.move_to_end, (thread_id,)))
+        steps.append((setattr, (bucket, "changes", bucket.changes + 1)))
         namespace = bucket.namespaces.get(checkpoint_ns)
         if namespace is None:
             namespace = Namespace()
@@ -206,44 +227,96 @@ class MemoryStore(Store):
 
     async def delete(self, thread_ids: Sequence[str]) -> None:
         """See `Store.delete`."""
-        self.discard(thread_ids)
+        await _let_go(self.discard(thread_ids))
 
-    def discard(self, thread_ids: Sequence[str] | None) -> None:
-        """Delete these conversations, or with None all, outside of an event loop too."""
-        with _guard:
+    def discard(self, thread_ids: Sequence[str] | None) -> _Formers:
+        """Delete these conversations, or with None all, outside of an event loop too; return what they were."""
+        refuse_inside()
+        with guard:
             self._settle()
-            self._replace(dict.fromkeys(self._buckets if thread_ids is None else thread_ids))
+            return self._replace(dict.fromkeys(self._buckets if thread_ids is None else thread_ids))
 
     async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """See `Store.delete_for_runs`."""
-        with _guard:
-            self._settle()
-            thread_ids = {thread_id for run_id in run_ids for thread_id in self._runs.get(run_id, ())}
-            self._replace({thread_id: self._buckets[thread_id].without_runs(set(run_ids)) for thread_id in thread_ids})
+        runs = set(run_ids)
+
+        def affected() -> set[str]:
+            return {thread_id for run_id in runs for thread_id in self._runs.get(run_id, ())}
+
+        await self._remake(affected, lambda bucket: bucket.without_runs(runs), self._replace)
 
     async def keep_latest(self, thread_ids: Sequence[str]) -> None:
         """See `Store.keep_latest`."""
-        with _guard:
-            self._settle()
-            known = [thread_id for thread_id in thread_ids if thread_id in self._buckets]
-            self._replace({thread_id: self._buckets[thread_id].latest_only() for thread_id in known})
+        await self._remake(lambda: thread_ids, Bucket.latest_only, self._replace)
 
     async def copy(self, source_thread_id: str, target_thread_id: str) -> None:
         """See `Store.copy`."""
-        with _guard:
-            self._settle()
-            if target_thread_id in self._buckets:
-                raise ThreadExistsError(
-                    f"cannot copy thread_id {shown(source_thread_id)} to {shown(target_thread_id)}: the target holds "
-                    "a conversation already; delete it first, or copy to a thread_id that is not in use"
-                )
-            source = self._buckets.get(source_thread_id)
-            if source is not None:
-                self._replace({target_thread_id: source.copy()})
 
-    def _replace(self, changes: Mapping[str, Bucket | None]) -> None:
+        def put_in_place(made: Mapping[str, Bucket | None]) -> _Formers:
+            self._refuse_target(source_thread_id, target_thread_id)
+            return self._replace({target_thread_id: made[source_thread_id]} if made else {})
+
+        with guard:
+            self._settle()
+            self._refuse_target(source_thread_id, target_thread_id)
+        await self._remake(lambda: [source_thread_id], Bucket.copy, put_in_place)
+
+    def _refuse_target(self, source_thread_id: str, target_thread_id: str) -> None:
+        if target_thread_id in self._buckets:
+            raise ThreadExistsError(
+                f"cannot copy thread_id {shown(source_thread_id)} to {shown(target_thread_id)}: the target holds "
+                "a conversation already; delete it first, or copy to a thread_id that is not in use"
+            )
+
+    async def _remake(
+        self,
+        which: Callable[[], Iterable[str]],
+        make: Callable[[Bucket], Slices[Bucket | None]],
+        put_in_place: Callable[[Mapping[str, Bucket | None]], _Formers],
+    ) -> None:
+        """Make other buckets of some, a slice at a time, and put all in place in one step.
+
+        Between two slices neither the guard nor the event loop is held. What another loop or worker thread changes
+        meanwhile is made anew, and in the end within one slice.
+
+        Args:
+            which: Returns the `thread_id`s, in the guard; unknown ones are left out.
+            make: What to make of each.
+            put_in_place: Called in the guard with everything that was made.
+        """
+        drafts: dict[str, _Draft] = {}
+        todo: _Ids = []
+        former: _Formers | None = None
+        while former is None:
+            until = perf_counter() + _SLICE
+            with guard:
+                self._settle()
+                while former is None and self._drafted(drafts, todo, until):
+                    wanted = ((thread_id, self._buckets.get(thread_id)) for thread_id in which())
+                    known = {thread_id: bucket for thread_id, bucket in wanted if bucket is not None}
+                    for thread_id, bucket in known.items():
+                        if not drafts.setdefault(thread_id, _Draft(make)).is_done(bucket):
+                            todo.append(thread_id)
+                    if not todo:
+                        former = put_in_place({thread_id: drafts[thread_id].made for thread_id in known})
+            if former is None:
+                await yield_to_loop()
+        drafts.clear()
+        await _let_go(former)
+
+    def _drafted(self, drafts: Mapping[str, "_Draft"], todo: _Ids, until: float) -> bool:
+        """Work on the drafts of `todo` until a moment of `perf_counter`; tell whether all are done."""
+        while todo:
+            bucket = self._buckets.get(todo[-1])
+            if bucket is not None and not drafts[todo[-1]].go_on(bucket, until):
+                return False
+            todo.pop()
+        return True
+
+    def _replace(self, changes: Mapping[str, Bucket | None]) -> _Formers:
         """Put whole buckets in the place of others, or of none; None deletes. The caller is in the guard."""
         steps: _Steps = []
+        replaced: _Formers = []
         gone: dict[str, set[str]] = {}
         come: dict[str, set[str]] = {}
         for thread_id, bucket in changes.items():
@@ -252,6 +325,8 @@ class MemoryStore(Store):
                 steps.append((setitem, (self._buckets, thread_id, bucket)))
             elif former is not None:
                 steps.append((self._buckets.pop, (thread_id, None)))
+            if former is not None:
+                replaced.append((former, bucket))
             before, after = former.runs if former else {}, bucket.runs if bucket else {}
             for run_id in before.keys() - after.keys():
                 gone.setdefault(run_id, set()).add(thread_id)
@@ -268,6 +343,58 @@ class MemoryStore(Store):
                 steps.append((threads.update, (new,)))
                 steps.append((threads.difference_update, (gone.get(run_id, set()),)))
         self._commit(steps)
+        return replaced
+
+
+async def _let_go(former: _Formers) -> None:
+    """Free what is stored no longer, a slice at a time."""
+    until = perf_counter() + _SLICE
+    while former:
+        bucket, successor = former.pop()
+        for _ in bucket.dismantle(successor):
+            if perf_counter() > until:
+                await yield_to_loop()
+                until = perf_counter() + _SLICE
+
+
+class _Draft:
+    """What is being made of one conversation."""
+
+    def __init__(self, make: Callable[[Bucket], Slices[Bucket | None]]) -> None:
+        self.made: Bucket | None = None
+        self._make = make
+        self._of: tuple[Bucket, int] | None = None  # the conversation, and its count of changes
+        self._work: Slices[Bucket | None] | None = None  # None before and after
+        self._tries = 0
+
+    def is_done(self, bucket: Bucket) -> bool:
+        """Tell whether `made` is made of what the conversation is now."""
+        return self._work is None and self._of == (bucket, bucket.changes)
+
+    def go_on(self, bucket: Bucket, until: float) -> bool:
+        """Work until a moment of `perf_counter`; tell whether all is done."""
+        if self._of != (bucket, bucket.changes):
+            self._of, self._work = (bucket, bucket.changes), self._make(bucket)
+            self._tries += 1
+        if self._tries > _TRIES:
+            until = inf
+        while self._work is not None:
+            try:
+                next(self._work)
+            except StopIteration as end:
+                self.made, self._work = end.value, None
+            if perf_counter() > until:
+                break
+        return self._work is None
+
+
+def _at_once(work: Slices[_T]) -> _T:
+    """Return the result of work that need not be done in slices."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return cast(_T, end.value)
 
 
 def _add_versions(
@@ -321,6 +448,7 @@ class _Found(AsyncIterator[StoredCheckpoint]):
     async def __anext__(self) -> StoredCheckpoint:
         if self._keys is None:
             self._keys = await self._all_keys()
+        await keep_pace()
         for checkpoint_id, checkpoint_ns, thread_id in self._keys:
             found = await self._store.get(thread_id, checkpoint_ns, checkpoint_id)
             if found is not None:
@@ -367,6 +495,7 @@ class _ThreadIds(AsyncIterator[str]):
     async def __anext__(self) -> str:
         if self._left is None:
             self._left = reversed(self._store.peek(list))
+        await keep_pace()
         for thread_id in self._left:
             if self._store.holds(thread_id):
                 return thread_id
