@@ -63,6 +63,13 @@ FACTS = {
         """,
         "customer-7: tea, jam, jam; total 14",
     ],
+    "custom_store.py": [
+        "contract: kept on asyncio",
+        """
+        chat: Hello, answer 1
+        chat: Hello, answer 1, Here I am again, answer 2
+        """,
+    ],
     "trio_app.py": [
         """
         job-0: latest page 2; newest first: [2, 1, 0]

@@ -15,7 +15,7 @@ _ROOT = Path(async_saver.__file__).parent
 _FLOORS = [
     {"errors", "records", "pace"},
     {"guard", "locks", "stores.base", "stores.bucket"},
-    {"bridge", "codec", "stores.memory"},
+    {"bridge", "codec", "stores.memory", "testing"},
     {"compat"},
     {"saver"},
     {"__init__"},

@@ -22,7 +22,7 @@ __all__ = ["Store"]
 class Store(ABC):
     """Keeps records of checkpoints and of pending writes; knows bytes, ids and order, never a value.
 
-    What a store may rely on: ids are strings (any strings: empty, with NULs, a megabyte long), records are never
+    What a store may rely on: ids are strings (any strings: empty, with wildcards, in any script), records are never
     changed after they were handed over, and the saver lets no two writing calls for one conversation run at once
     from one event loop.
 
@@ -31,7 +31,11 @@ class Store(ABC):
     - It holds no event loop, may be made before there is one, and may be used from many loops and threads at once.
     - A call takes effect wholly or not at all, also when it is cancelled, and has taken effect when it returns.
     - Reading leaves no trace, and takes what it returns from one moment.
-    - Its errors are `AsyncSaverError`s.
+    - Between two steps of an iterator nothing is held, and where steps never wait they yield to the event loop.
+    - Its errors are `AsyncSaverError`s. Only an id with NULs in it, or longer than 300 characters, may be refused, by
+      an `InvalidValueError`.
+
+    `async_saver.testing.check_store` runs these promises as a suite.
     """
 
     async def setup(self) -> None:  # noqa: B027  (a store may have nothing to do)
@@ -123,8 +127,8 @@ class Store(ABC):
         """Delete, per namespace of these conversations, all checkpoints but the one of the greatest id.
 
         Kept with it are its writes, writes whose checkpoint has a greater id and is not stored yet, and, for every
-        `DeltaChannel`, the ancestors that its value is rebuilt from. Such an ancestor stays in sight as long as
-        all its own values can be rebuilt.
+        `DeltaChannel`, the ancestors that its value is rebuilt from. Such an ancestor may stay in sight if all its
+        own values can be rebuilt; else it goes out of sight, as in `delete_for_runs`.
         """
 
     @abstractmethod

@@ -1,0 +1,658 @@
+"""The contract of `Store` as a suite that runs, for whoever writes a store."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import NoReturn, TypeVar
+
+import anyio
+from anyio import CancelScope, create_task_group
+from anyio.lowlevel import checkpoint as yield_to_loop
+
+from async_saver.errors import InvalidValueError, ThreadExistsError
+from async_saver.records import (
+    EMPTY,
+    Blob,
+    ChannelVersion,
+    CheckpointRecord,
+    Listing,
+    StoredCheckpoint,
+    WriteRecord,
+)
+from async_saver.stores.base import Store
+
+__all__ = ["check_store"]
+
+_T = TypeVar("_T")
+_Check = Callable[[Store], Awaitable[None]]
+
+
+async def check_store(factory: Callable[[], Store]) -> None:
+    """Check that a store keeps what `Store` promises; each sentence of it on a store of its own.
+
+    Run it on every event loop that the store is for: `anyio.run(check_store, MyStore, backend="trio")`, or in a test
+    that anyio's pytest plugin runs on all.
+
+    Args:
+        factory: Returns a new and empty store at every call. `setup` is called before use, `close` afterwards.
+
+    Raises:
+        AssertionError: Promises were broken. The message names every one of them; the cause is the first failure.
+
+    Example:
+        ```python
+        import anyio
+
+        from async_saver import MemoryStore
+        from async_saver.testing import check_store
+
+        anyio.run(check_store, MemoryStore)
+        ```
+    """
+    failures: list[tuple[str, Exception]] = []
+    name = ""
+    for check in _CHECKS:
+        store = factory()
+        name = type(store).__name__
+        try:
+            await store.setup()
+            try:
+                await check(store)
+            finally:
+                await store.close()
+        except Exception as exc:
+            failures.append((check.__doc__ or "", exc))
+    if failures:
+        lines = [f"- {promise}\n  {_first_line(exc)}" for promise, exc in failures]
+        broken = f"{name} breaks {len(failures)} of {len(_CHECKS)} promises of a store:"
+        raise AssertionError("\n".join([broken, *lines])) from failures[0][1]
+
+
+def _first_line(exc: BaseException) -> str:
+    while (inner := getattr(exc, "exceptions", None)) is not None:  # an exception group's first
+        exc = inner[0]
+    return f"{type(exc).__name__}: {str(exc)[:300]}".replace("\n", " ")
+
+
+# What checks are made of.
+
+
+def _fail(message: str) -> NoReturn:
+    raise AssertionError(message)
+
+
+def _same(got: object, wanted: object, what: str) -> None:
+    if got != wanted:
+        _fail(f"{what}: got {got!r:.300}, wanted {wanted!r:.300}")
+
+
+def _blob(text: str) -> Blob:
+    return "msgpack", text.encode()
+
+
+def _record(
+    checkpoint_id: str,
+    parent_id: str | None = None,
+    versions: Sequence[ChannelVersion] = (),
+    run_id: str | None = None,
+    delta_channels: tuple[str, ...] = (),
+) -> CheckpointRecord:
+    encoded, metadata = _blob(f"checkpoint {checkpoint_id}"), _blob(f"metadata {checkpoint_id}")
+    return CheckpointRecord(checkpoint_id, parent_id, encoded, metadata, tuple(versions), run_id, delta_channels)
+
+
+def _write(
+    task_id: str, idx: int, value: str, channel: str = "c", path: str = "", run: str | None = None
+) -> WriteRecord:
+    return WriteRecord(task_id, idx, channel, _blob(value), path, run)
+
+
+async def _all(found: AsyncIterator[_T]) -> list[_T]:
+    return [one async for one in found]
+
+
+async def _ids(store: Store, listing: Listing) -> list[tuple[str, str, str]]:
+    return [(one.thread_id, one.checkpoint_ns, one.record.checkpoint_id) async for one in store.list(listing)]
+
+
+def _plain(found: StoredCheckpoint | None) -> object:
+    """A checkpoint whose sequences compare whatever their type."""
+    return None if found is None else (*found[:3], [*map(tuple, found.values)], [*map(tuple, found.writes)])
+
+
+async def _state(store: Store) -> object:
+    """Return all that a store shows, once it has come to rest: a cancelled call may still be at work in it."""
+    state: object = None
+    while True:
+        before, listed = state, await _all(store.list(Listing()))
+        state = ([_plain(one) for one in listed], sorted(await _all(store.thread_ids())), await store.count())
+        if state == before:
+            return state
+
+
+async def _fill(store: Store, thread_id: str = "t") -> None:
+    """Store a conversation of two namespaces, with writes and two runs."""
+    for ns in ("", "child"):
+        for number in range(3):
+            version = ("c", f"{number}")
+            record = _record(f"{number}", f"{number - 1}" if number else None, [version], f"run {number % 2}")
+            await store.put(thread_id, ns, record, [(version, _blob(f"{thread_id} {ns} {number}"))])
+            await store.put_writes(thread_id, ns, f"{number}", [_write("task", 0, "w", run=f"run {number % 2}")])
+
+
+# The checks. Each one's docstring is the promise that it checks.
+
+
+async def _check_nothing(store: Store) -> None:
+    """A new store holds nothing, and reading what is unknown leaves no trace."""
+    for _ in range(2):
+        _same(await store.get("t", "", None), None, "get, the latest")
+        _same(await store.get("t", "", "1"), None, "get")
+        _same(await _all(store.list(Listing())), [], "list")
+        _same(await _all(store.list(Listing("t", "", "1", "2"))), [], "list of one")
+        _same(await _all(store.thread_ids()), [], "thread_ids")
+        _same(await store.count(), 0, "count")
+        _same([*await store.run_threads(["run"])], [], "run_threads")
+        _same(await _history(store, None, ["c"]), {"c": (None, [])}, "delta_history")
+        await store.delete(["t"])
+        await store.delete_for_runs(["run"])
+        await store.keep_latest(["t"])
+        await store.copy("t", "u")
+
+
+async def _check_setup(store: Store) -> None:
+    """`setup` and `close` may be called again at any time."""
+    await store.setup()
+    await _fill(store)
+    before = await _state(store)
+    await store.setup()
+    _same(await _state(store), before, "after another setup")
+    await store.close()
+    await store.close()
+
+
+async def _check_put(store: Store) -> None:
+    """A checkpoint comes back as it was stored, its values in the order of its versions."""
+    versions: list[ChannelVersion] = [("b", "2"), ("a", 1), ("none", "1"), ("a b", 1.5), ("lost", "1")]
+    values = [("b", _blob("b")), ("a", _blob("a")), ("a b", ("null", b""))]
+    blobs = [
+        (versions[1], values[1][1]),
+        (versions[0], values[0][1]),
+        (versions[2], EMPTY),
+        (versions[3], values[2][1]),
+    ]
+    record = _record("1", None, versions, "run", ("d",))
+    await store.put("t", "ns", record, blobs)
+    for checkpoint_id in (None, "1"):
+        found = await store.get("t", "ns", checkpoint_id)
+        _same(_plain(found), ("t", "ns", record, values, []), f"get {checkpoint_id}")
+    _same(await store.get("t", "", None), None, "get in another namespace")
+    _same(await store.get("t", "ns", "0"), None, "get of another id")
+
+
+async def _check_latest(store: Store) -> None:
+    """The latest is the checkpoint of the greatest id, not the last one stored."""
+    for checkpoint_id in ("2", "10", "3", "1"):
+        await store.put("t", "", _record(checkpoint_id), [])
+    _same(await _latest(store), "3", "the latest")
+    _same(await _ids(store, Listing("t")), [("t", "", i) for i in ("3", "2", "10", "1")], "list")
+
+
+async def _latest(store: Store, thread_id: str = "t", ns: str = "") -> str | None:
+    found = await store.get(thread_id, ns, None)
+    return None if found is None else found.record.checkpoint_id
+
+
+async def _check_replaced(store: Store) -> None:
+    """A checkpoint of the same id is replaced, and a version that was stored before as well."""
+    await store.put("t", "", _record("1", versions=[("c", "1")], run_id="a"), [(("c", "1"), _blob("old"))])
+    await store.put_writes("t", "", "1", [_write("task", 0, "w")])
+    record = _record("1", "0", [("c", "1"), ("d", "1")], "b")._replace(metadata=_blob("new"))
+    await store.put("t", "", record, [(("c", "1"), _blob("new")), (("d", "1"), _blob("d"))])
+    values = [("c", _blob("new")), ("d", _blob("d"))]
+    wanted = ("t", "", record, values, [_write("task", 0, "w")])
+    _same(_plain(await store.get("t", "", None)), wanted, "get")
+    _same(await _ids(store, Listing("t")), [("t", "", "1")], "list")
+    _same(await store.count(), 1, "count")
+
+
+async def _check_shared_versions(store: Store) -> None:
+    """A version that an earlier put brought is every later checkpoint's that names it, in its namespace only."""
+    await store.put("t", "", _record("1", versions=[("c", "1")]), [(("c", "1"), _blob("c")), (("d", "7"), _blob("d"))])
+    await store.put("t", "", _record("2", "1", [("c", "1"), ("d", "7")]), [])
+    await store.put("t", "child", _record("2", "1", [("c", "1")]), [])
+    await store.put("u", "", _record("2", "1", [("c", "1")]), [])
+    found = [await store.get(*place, None) for place in (("t", ""), ("t", "child"), ("u", ""))]
+    values = [[*one.values] for one in found if one is not None]
+    _same(values, [[("c", _blob("c")), ("d", _blob("d"))], [], []], "values")
+
+
+async def _check_writes(store: Store) -> None:
+    """Writes are kept before their checkpoint; the first stays, but where idx is negative the last; in run order."""
+    await store.put_writes("t", "", "1", [_write("b", 1, "b1"), _write("b", -1, "old"), _write("a", 10, "a10")])
+    _same(await store.count(), 1, "count of a conversation that has writes only")
+    _same(await _ids(store, Listing()), [], "list of writes without a checkpoint")
+    await store.put("t", "", _record("1"), [])
+    await store.put_writes("t", "", "1", [_write("b", 1, "late"), _write("b", -1, "new"), _write("a", 9, "a9")])
+    await store.put_writes("t", "", "1", [_write("z", 0, "z", path="~a"), _write("z", 1, "z", path="a")])
+    await store.put_writes("t", "", "1", [])
+    await store.put_writes("t", "", "2", [_write("b", 1, "other")])
+    found = await store.get("t", "", "1")
+    wanted = [("a", 9, "a9"), ("a", 10, "a10"), ("b", -1, "new"), ("b", 1, "b1"), ("z", 1, "z"), ("z", 0, "z")]
+    got = [(one.task_id, one.idx, one.value[1].decode()) for one in found.writes] if found else None
+    _same(got, wanted, "writes")
+
+
+async def _check_list(store: Store) -> None:
+    """`list` narrows by all fields of a `Listing`, by descending id over all that is listed."""
+    for thread_id, ns, checkpoint_id in [
+        ("t", "", "1"),
+        ("t", "n", "2"),
+        ("t", "", "3"),
+        ("u", "", "2"),
+        ("t", "n", "1"),
+    ]:
+        await store.put(thread_id, ns, _record(checkpoint_id), [])
+    for listing, wanted in [
+        (Listing(), ["3", "2", "2", "1", "1"]),
+        (Listing("t"), ["3", "2", "1", "1"]),
+        (Listing("t", ""), ["3", "1"]),
+        (Listing("t", "n"), ["2", "1"]),
+        (Listing("t", None, "1"), ["1", "1"]),
+        (Listing("t", "", "2"), []),
+        (Listing("t", None, None, "2"), ["1", "1"]),
+        (Listing("t", "n", "1", "2"), ["1"]),
+        (Listing("t", "n", "1", "1"), []),
+        (Listing(None, None, "2"), ["2", "2"]),
+        (Listing(None, "n"), ["2", "1"]),
+        (Listing(None, "", None, "3"), ["2", "1"]),
+        (Listing("unknown"), []),
+    ]:
+        found = await _ids(store, listing)
+        _same([one[2] for one in found], wanted, f"{listing}")
+        _same(len({*found}), len(found), f"{listing}, each once")
+        for thread_id, ns, _ in found:
+            _same(
+                (listing.thread_id or thread_id, listing.checkpoint_ns in (None, ns)), (thread_id, True), f"{listing}"
+            )
+
+
+async def _check_list_fixed(store: Store) -> None:
+    """What is listed is fixed at the start; what is deleted since is skipped; nothing is held between two steps."""
+    for number in range(5):
+        await store.put("t", "", _record(f"{number}"), [])
+        await store.put(f"u{number}", "", _record(f"{number}"), [])
+    iterator, other, half_read = store.list(Listing("t")), store.list(Listing()), store.list(Listing("t"))
+    first = [(await anext(one)).record.checkpoint_id for one in (iterator, other, half_read)]
+    threads = store.thread_ids()
+    await anext(threads)
+    del half_read
+    await store.put("t", "", _record("9"), [])
+    await store.put("v", "", _record("9"), [])
+    await store.delete(["u2"])
+    rest = [one.record.checkpoint_id async for one in iterator]
+    _same(first + rest, ["4", "4", "4", "3", "2", "1", "0"], "list of one conversation")
+    rest = [one.record.checkpoint_id async for one in other]
+    _same(sorted(rest), ["0", "0", "1", "1", "2", "3", "3", "4"], "list of all")
+    _same(await anext(iterator, None), None, "an iterator that has ended")
+    _same({*await _all(threads)} <= {"t", "u0", "u1", "u3", "u4"}, True, "thread_ids")
+
+
+async def _history(store: Store, checkpoint_id: str | None, channels: Sequence[str]) -> object:
+    found = await store.delta_history("t", "", checkpoint_id, channels)
+    return {
+        channel: (history.seed, [(one.task_id, one.idx) for one in history.writes])
+        for channel, history in found.items()
+    }
+
+
+async def _delta(store: Store) -> None:
+    """Store a line of five checkpoints whose channel d is a `DeltaChannel`, its value stored at 1, by four runs."""
+    for number in range(5):
+        versions: list[ChannelVersion] = [("d", f"{number}"), ("x", f"{number}")]
+        blobs: list[tuple[ChannelVersion, Blob]] = [(("x", f"{number}"), _blob(f"x {number}"))]
+        if number == 1:
+            blobs.append((("d", "1"), _blob("seed")))
+        parent = f"{number - 1}" if number else None
+        await store.put("t", "", _record(f"{number}", parent, versions, f"run {number}", ("d",)), blobs)
+        writes = [_write(f"{number}", 0, "w", "d", run=f"run {number}"), _write(f"{number}", 1, "w", "e")]
+        await store.put_writes("t", "", f"{number}", writes)
+
+
+async def _check_history(store: Store) -> None:
+    """`delta_history` collects the ancestors' writes, oldest first, from the nearest ancestor that has a value on."""
+    await _delta(store)
+    await store.put("t", "", _record("fork", "2", [("d", "f")], None, ("d",)), [])
+    await store.put("t", "", _record("orphan", "unknown", [("d", "o")], None, ("d",)), [])
+    seed, writes = _blob("seed"), [("1", 0), ("2", 0), ("3", 0)]
+    _same(await _history(store, "4", ["d"]), {"d": (seed, writes)}, "of 4")
+    _same(await _history(store, "fork", ["d"]), {"d": (seed, writes[:2])}, "of a fork")
+    _same(await _history(store, "1", ["d"]), {"d": (None, [("0", 0)])}, "of the one that has the value")
+    wanted = {"d": (seed, writes), "e": (None, [(f"{n}", 1) for n in range(4)]), "none": (None, [])}
+    _same(await _history(store, "4", ["d", "e", "none"]), wanted, "of several channels")
+    for checkpoint_id in ("orphan", "unknown"):
+        _same(await _history(store, checkpoint_id, ["d"]), {"d": (None, [])}, f"of {checkpoint_id}")
+    _same(await _history(store, None, ["d"]), {"d": (None, [])}, "of the latest")
+
+
+async def _check_delete(store: Store) -> None:
+    """`delete` leaves nothing of a conversation, and everything of the others."""
+    for thread_id in "abcd":
+        await _fill(store, thread_id)
+    await store.put_writes("e", "", "1", [_write("task", 0, "w")])
+    await store.delete(["a", "unknown", "c", "a", "e"])
+    _same({one[0] for one in await _ids(store, Listing())}, {"b", "d"}, "list")
+    _same(sorted(await _all(store.thread_ids())), ["b", "d"], "thread_ids")
+    _same(await store.count(), 2, "count")
+    _same(sorted(await store.run_threads(["run 0"])), ["b", "d"], "run_threads")
+    await store.put("a", "", _record("0", versions=[("c", "0")]), [])
+    found = await store.get("a", "", None)
+    _same(found and ([*found.values], [*found.writes]), ([], []), "a conversation of the same id")
+    await store.put("e", "", _record("1"), [])
+    found = await store.get("e", "", None)
+    _same(found and [*found.writes], [], "its writes")
+
+
+async def _check_copy(store: Store) -> None:
+    """`copy` takes everything, leaves two independent conversations, and refuses a target that holds something."""
+    await _fill(store)
+    await _delta(store)
+    await store.put_writes("t", "", "later", [_write("task", 0, "w", run="run 9")])
+    source = [_plain(one) async for one in store.list(Listing("t"))]
+    await store.copy("t", "u")
+    copied = [_plain(one._replace(thread_id="t")) async for one in store.list(Listing("u"))]
+    _same(copied, source, "the copy")
+    _same(sorted(await store.run_threads(["run 9"])), ["t", "u"], "run_threads")
+    await store.put("u", "", _record("9"), [])
+    await store.delete_for_runs(["none"])
+    _same([_plain(one) async for one in store.list(Listing("t"))], source, "the source after a put to the copy")
+    await store.put_writes("v", "", "1", [_write("task", 0, "w")])
+    before = await _state(store)
+    for target in ("u", "v", "t"):
+        try:
+            await store.copy("t", target)
+        except ThreadExistsError:
+            _same(await _state(store), before, "after a refused copy")
+        else:
+            _fail(f"no ThreadExistsError for the target {target}")
+    await store.delete(["t"])
+    _same(await _latest(store, "u"), "9", "the copy, once the source is deleted")
+    await store.put("u", "", _record("later"), [])
+    found = await store.get("u", "", "later")
+    _same(found and len(found.writes), 1, "copied writes of a checkpoint that came later")
+
+
+async def _check_keep_latest(store: Store) -> None:
+    """`keep_latest` leaves the latest of each namespace with its writes, and writes for what is yet to come."""
+    await _fill(store)
+    await _fill(store, "other")
+    await store.put_writes("t", "", "0 gone", [_write("task", 0, "w")])
+    await store.put_writes("t", "", "9", [_write("task", 0, "w")])
+    wanted = [_plain(await store.get("t", ns, None)) for ns in ("child", "")]
+    await store.keep_latest(["t", "unknown", "t"])
+    found = await _all(store.list(Listing("t")))
+    _same(sorted([_plain(one) for one in found], key=repr), sorted(wanted, key=repr), "what is left")
+    _same(len(await _ids(store, Listing("other"))), 6, "another conversation")
+    await store.put("t", "", _record("9"), [])
+    found_one = await store.get("t", "", "9")
+    _same(found_one and len(found_one.writes), 1, "writes of a checkpoint that came later")
+
+
+async def _check_keep_latest_delta(store: Store) -> None:
+    """After `keep_latest`, each checkpoint in sight reads as before, its `DeltaChannel`s included."""
+    await _delta(store)
+    before = {i: await _reading(store, i) for i in "01234"}
+    await store.keep_latest(["t"])
+    left = [one[2] for one in await _ids(store, Listing("t"))]
+    _same(left[:1], ["4"], "the latest")
+    _same("0" in left, False, "an ancestor that nothing needs is in sight")
+    for checkpoint_id in left:
+        _same(await _reading(store, checkpoint_id), before[checkpoint_id], f"checkpoint {checkpoint_id}")
+    await store.keep_latest(["t"])
+    _same(await _reading(store, "4"), before["4"], "after another keep_latest")
+
+
+async def _reading(store: Store, checkpoint_id: str) -> object:
+    found = await store.get("t", "", checkpoint_id)
+    has_value = found is not None and any(channel == "d" for channel, _ in found.values)
+    return _plain(found), None if has_value else await _history(store, checkpoint_id, ["d"])
+
+
+async def _check_runs(store: Store) -> None:
+    """`delete_for_runs` deletes what the runs stored, in all conversations, and nothing else."""
+    await _fill(store)
+    await _fill(store, "u")
+    await store.put("only", "", _record("1", run_id="run 0"), [])
+    await store.put("other", "", _record("1", run_id="run 2"), [])
+    await store.put_writes("other", "", "1", [_write("a", 0, "w", run="run 0"), _write("b", 0, "w", run="run 2")])
+    await store.put_writes("other", "", "7", [_write("a", 0, "w", run="run 0")])
+    _same(sorted(await store.run_threads(["run 0", "none"])), ["only", "other", "t", "u"], "run_threads")
+    await store.delete_for_runs(["run 0", "none"])
+    wanted = [("other", "", "1"), *[(t, ns, "1") for t in "tu" for ns in ("", "child")]]
+    _same(sorted(await _ids(store, Listing())), sorted(wanted), "what is left")
+    found = await store.get("other", "", "1")
+    _same(found and [one.task_id for one in found.writes], ["b"], "writes")
+    _same(sorted(await _all(store.thread_ids())), ["other", "t", "u"], "thread_ids")
+    _same([*await store.run_threads(["run 0"])], [], "run_threads afterwards")
+    _same(sorted(await store.run_threads(["run 1"])), ["t", "u"], "run_threads of another run")
+    await store.put("other", "", _record("7"), [])
+    found = await store.get("other", "", "7")
+    _same(found and [*found.writes], [], "writes of a checkpoint that came later")
+
+
+async def _check_runs_delta(store: Store) -> None:
+    """What survives `delete_for_runs` reads as before, though what its `DeltaChannel`s rest on is deleted."""
+    await _delta(store)
+    before = {i: await _reading(store, i) for i in "34"}
+    await store.delete_for_runs(["run 1", "run 2"])
+    _same([one[2] for one in await _ids(store, Listing())], ["4", "3", "0"], "list")
+    for checkpoint_id in "12":
+        _same(await store.get("t", "", checkpoint_id), None, f"get of {checkpoint_id}")
+    for checkpoint_id in "34":
+        _same(await _reading(store, checkpoint_id), before[checkpoint_id], f"checkpoint {checkpoint_id}")
+    await store.delete_for_runs(["run 3", "run 4", "run 0"])
+    _same(await _ids(store, Listing()), [], "list after all runs are deleted")
+    _same((await _latest(store), await _history(store, None, ["d"])), (None, {"d": (None, [])}), "the latest then")
+
+
+async def _check_thread_ids(store: Store) -> None:
+    """`thread_ids` gives the conversations that hold something, the one last written to first."""
+    for thread_id in "abc":
+        await store.put(thread_id, "", _record("1"), [])
+    await store.put_writes("a", "", "1", [_write("task", 0, "w")])
+    _same(await _all(store.thread_ids()), ["a", "c", "b"], "thread_ids")
+    await store.get("b", "", None)
+    _same(await _all(store.thread_ids()), ["a", "c", "b"], "thread_ids after a read")
+    iterator = store.thread_ids()
+    first = await anext(iterator)
+    await store.delete(["c"])
+    await store.put("d", "", _record("1"), [])
+    _same([first, *await _all(iterator)], ["a", "b"], "thread_ids while conversations come and go")
+    _same(await store.count(), 3, "count")
+
+
+_ODD = ["", " ", "a", "A", "a|b", "a%", "a_", "%", "1", "01", "1.0", "'", '"; --', "\\", "\u00e4", "a\u0308"]
+_ODD += ["\u6f22\u5b57", "\U0001f9f5", "\u202e", "None", "null", "[]", "x" * 300]
+_REFUSABLE = ["\0", "a\0b", "a\0", "x" * 1_000_000]
+
+
+async def _check_odd_ids(store: Store) -> None:
+    """Ids are any text, different by a case, a blank or a normalisation; NULs or a megabyte may be refused at most."""
+    kept = _ODD.copy()
+    for odd in _ODD + _REFUSABLE:
+        try:
+            for place in _odd_places(odd):
+                record = _record(place[2], odd, [(odd, odd)], odd)
+                await store.put(*place[:2], record, [((odd, odd), ("kind", odd.encode()))])
+                await store.put_writes(*place, [WriteRecord(odd, 0, odd, _blob(odd), odd, odd)])
+        except InvalidValueError:
+            if odd not in _REFUSABLE:
+                raise
+            _same(await _ids(store, Listing(odd)), [], f"list of {odd[:20]!r}, which was refused")
+        else:
+            kept += [odd] if odd in _REFUSABLE else []
+    for odd in kept:
+        for place in _odd_places(odd):
+            found = await store.get(*place)
+            _same(found and [*found.values], [(odd, ("kind", odd.encode()))], f"values under {odd[:20]!r}")
+        _same(sorted(await store.run_threads([odd])), sorted({odd, "t"}), f"run_threads of {odd[:20]!r}")
+        _same(await _ids(store, Listing(odd, "", "1")), [(odd, "", "1")], f"list of {odd[:20]!r}")
+    _same(await store.count(), len(kept) + 1, "count")
+    order = [one[2] for one in await _ids(store, Listing("t", ""))]
+    _same(order == sorted(order, reverse=True), True, "the order is that of the text's code points")
+    await store.delete([odd for odd in kept if odd])
+    _same(sorted(await _all(store.thread_ids())), ["", "t"], "thread_ids after a deletion")
+
+
+def _odd_places(odd: str) -> list[tuple[str, str, str]]:
+    return [(odd, "", "1"), ("t", f"{odd}|", "1"), ("t", "", f"{odd}~")]
+
+
+async def _check_bytes(store: Store) -> None:
+    """Values are any bytes, and what comes back cannot be used to change what is stored."""
+    blobs = [("bytes", bytes(range(256))), ("", b""), ("large", b"\0" * 3_000_000)]
+    versions: list[ChannelVersion] = [(f"{number}", "1") for number in range(3)]
+    await store.put("t", "", _record("1", versions=versions), [*zip(versions, blobs, strict=True)])
+    await store.put_writes("t", "", "1", [WriteRecord("task", n, "c", blob, "", None) for n, blob in enumerate(blobs)])
+    for _ in range(2):
+        found = await store.get("t", "", None)
+        if found is None:
+            _fail("nothing came back")
+        _same([blob for _, blob in found.values], blobs, "values")
+        _same([write.value for write in found.writes], blobs, "writes")
+        history = (await store.delta_history("t", "", None, ["c"]))["c"]
+        for sequence in (found.values, found.writes, history.writes):
+            if isinstance(sequence, list):
+                sequence.clear()
+
+
+async def _check_tasks(store: Store) -> None:
+    """Many tasks may call at once, and no call sees another one half done."""
+    readings: list[StoredCheckpoint | None] = []
+    versions: list[ChannelVersion] = [("a", "1"), ("b", "1")]
+
+    async def put(number: int) -> None:
+        record = _record(f"{number:03}", versions=versions)
+        await store.put(f"{number % 20}", "", record, [(version, _blob(f"{number}")) for version in versions])
+
+    async def read(number: int) -> None:
+        readings.append(await store.get(f"{number % 20}", "", None))
+
+    async def both(number: int) -> None:
+        # Two writes of one conversation never run at once on one loop; a saver sees to that.
+        for one in range(number, 100, 20):
+            await put(one)
+            await read(one + 1)
+
+    async with create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(both, number)
+            tasks.start_soon(read, number)
+    _same(len(await _ids(store, Listing())), 100, "checkpoints")
+    for found in readings:
+        values = {blob for _, blob in found.values} if found is not None else {None}
+        _same((len(values), found is None or len(found.values) == 2), (1, True), "a checkpoint read meanwhile")
+
+
+async def _check_loops(store: Store) -> None:
+    """It may be used from many event loops and worker threads at once, on one conversation too, and outlives them."""
+
+    async def work(worker: int) -> None:
+        for number in range(10):
+            record = _record(f"{worker} {number}", versions=[("c", f"{worker} {number}")], run_id=f"{worker}")
+            await store.put("t", "", record, [(record.versions[0], _blob(f"{worker}"))])
+            await store.put_writes("t", "", record.checkpoint_id, [_write("task", 0, "w")])
+            await store.put(f"own {worker}", "", record, [])
+            if number == 5:
+                await store.keep_latest([f"own {worker}"])
+                await store.copy(f"own {worker}", f"copy {worker}")
+                await store.delete([f"copy {worker}"])
+
+    async def elsewhere(worker: int) -> None:
+        await anyio.to_thread.run_sync(lambda: anyio.run(work, worker))
+
+    async with create_task_group() as tasks:
+        for worker in range(4):
+            tasks.start_soon(elsewhere, worker)
+        await work(4)
+    found = await _all(store.list(Listing("t")))
+    _same(len(found), 50, "checkpoints of the shared conversation")
+    for one in found:
+        name = one.record.checkpoint_id.partition(" ")[0]
+        _same(([*one.values], len(one.writes)), ([("c", _blob(name))], 1), "a checkpoint")
+    for worker in range(5):
+        _same(len(await _ids(store, Listing(f"own {worker}"))), 5, "checkpoints of a worker's own conversation")
+    _same(await store.count(), 6, "count")
+
+
+async def _check_cancelled(store: Store) -> None:
+    """A call that is cancelled has taken effect wholly or not at all, and the store goes on working."""
+    version: ChannelVersion = ("c", "9")
+    record = _record("9", "2", [version], "run 9")
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "put": lambda: store.put("t", "", record, [(version, _blob("9"))]),
+        "put_writes": lambda: store.put_writes("t", "", "2", [_write("new", 0, "w"), _write("new", 1, "w")]),
+        "delete": lambda: store.delete(["t", "u"]),
+        "delete_for_runs": lambda: store.delete_for_runs(["run 0"]),
+        "keep_latest": lambda: store.keep_latest(["t", "u"]),
+        "copy": lambda: store.copy("t", "v"),
+    }
+    for name, call in calls.items():
+        await _start_anew(store)
+        before = await _state(store)
+        await call()
+        after = await _state(store)
+        for turns in (*range(12), 20, 50):
+            await _start_anew(store)
+            if not await _was_cancelled(call, turns):
+                break
+            state = await _state(store)
+            _same(state in (before, after), True, f"{name}, cancelled after {turns} turns, left something of its own")
+
+
+async def _start_anew(store: Store) -> None:
+    await store.delete(["t", "u", "v"])
+    await _fill(store)
+    await _fill(store, "u")
+
+
+async def _was_cancelled(call: Callable[[], Awaitable[object]], turns: int) -> bool:
+    async def cancel() -> None:
+        for _ in range(turns):
+            await yield_to_loop()
+        scope.cancel()
+
+    scope = CancelScope()
+    async with create_task_group() as tasks:
+        with scope:
+            if turns:
+                tasks.start_soon(cancel)
+            else:
+                scope.cancel()
+            await call()
+        tasks.cancel_scope.cancel()
+    return scope.cancelled_caught
+
+
+_CHECKS: Sequence[_Check] = [
+    _check_nothing,
+    _check_setup,
+    _check_put,
+    _check_latest,
+    _check_replaced,
+    _check_shared_versions,
+    _check_writes,
+    _check_list,
+    _check_list_fixed,
+    _check_history,
+    _check_delete,
+    _check_copy,
+    _check_keep_latest,
+    _check_keep_latest_delta,
+    _check_runs,
+    _check_runs_delta,
+    _check_thread_ids,
+    _check_odd_ids,
+    _check_bytes,
+    _check_tasks,
+    _check_loops,
+    _check_cancelled,
+]
