@@ -11,6 +11,7 @@ from typing import Generic, ParamSpec, TypeVar
 import anyio
 from anyio import CancelScope
 from anyio.from_thread import BlockingPortal
+from anyio.lowlevel import current_token
 
 from async_saver.errors import PortalError
 from async_saver.guard import refuse_inside
@@ -35,9 +36,9 @@ class SyncBridge:
         """Forget the portal: at first, and in the child of a fork, which has none of its parent's worker threads."""
         # So that two first callers start one portal. Reentrant for a signal handler that calls while one starts.
         self._starting = threading.RLock()
-        self._ready: Future[BlockingPortal] | None = None
+        self._ready = _Ready()
         self._portal: BlockingPortal | None = None
-        self._worker: threading.Thread | None = None
+        self._workers: list[threading.Thread] = []  # one, and more only if its start was interrupted
 
     def call(self, func: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run `func` on the portal and return its result, or raise what it raised.
@@ -47,20 +48,26 @@ class SyncBridge:
 
         Raises:
             PortalError: The caller would wait for its own end: it is running on the portal itself, or it is a signal
-                handler or a finalizer that interrupted a store's work in its own worker thread.
+                handler or a finalizer that interrupted a store's work in its own worker thread. Or it is on an event
+                loop, and the portal cannot be started any more because the interpreter ends.
         """
         refuse_inside()
+        if threading.current_thread() in self._workers:
+            raise PortalError(
+                "a sync method of a saver was called by code that itself runs for one on the portal (a store's or a "
+                "finalizer, perhaps); call the async method instead"
+            )
         call = _Call(partial(func, *args, **kwargs))
         # Once the interpreter ends, daemons have stopped for ever. What still runs is the main thread: finalizers,
         # generators being closed; from 3.12 on also `atexit` callbacks, which can start no worker thread.
         portal = None if sys.is_finalizing() else self._portal or self._started()
         if portal is None:
+            if _on_event_loop():
+                raise PortalError(
+                    "a sync method of a saver was called on an event loop while the interpreter ends and no worker "
+                    "thread can be started any more; call the async method instead"
+                )
             return call.result(anyio.run(call.run, backend="asyncio"))
-        if threading.current_thread() is self._worker:
-            raise PortalError(
-                "a sync method of a saver was called by code that itself runs for one on the portal (a store's, "
-                "perhaps); call the async method instead"
-            )
         try:
             outcome = portal.start_task_soon(call.run).result()
         except BaseException:
@@ -72,19 +79,21 @@ class SyncBridge:
         """Return the portal, started if need be; None where no worker thread can be."""
         with self._starting:
             if self._portal is None:
-                if self._ready is None:
-                    ready: Future[BlockingPortal] = Future()
+                # What interrupts the start of a worker thread (an interrupt, a signal handler's own call) cannot tell
+                # whether it is there, and starts another: the first one to arrive serves, the other ends.
+                ready = self._ready
+                if not ready.taken.locked():
                     worker = threading.Thread(target=_serve, args=(ready,), name="async_saver portal", daemon=True)
+                    self._workers.append(worker)
                     try:
                         worker.start()
                     except RuntimeError:
+                        self._workers.remove(worker)
                         return None
-                    # From here on an interrupt leaves the worker for the next caller to use.
-                    self._ready, self._worker = ready, worker
                 try:
-                    self._portal = self._ready.result()
+                    self._portal = ready.result()
                 except Exception:
-                    self._ready = None
+                    self._ready = _Ready()
                     raise
             return self._portal
 
@@ -126,7 +135,26 @@ class _Call(Generic[_T]):
         return outcome[0]
 
 
-def _serve(ready: "Future[BlockingPortal]") -> None:
+def _on_event_loop() -> bool:
+    try:
+        current_token()
+    except RuntimeError:
+        return False
+    return True
+
+
+class _Ready(Future[BlockingPortal]):
+    """The portal, once it has started."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = threading.Lock()  # by the worker thread that serves, for ever
+
+
+def _serve(ready: _Ready) -> None:
+    if not ready.taken.acquire(blocking=False):
+        return
+
     async def portal() -> None:
         async with BlockingPortal() as portal:
             ready.set_result(portal)

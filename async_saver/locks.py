@@ -10,16 +10,19 @@ from anyio.lowlevel import EventLoopToken, current_token
 __all__ = ["ThreadLocks"]
 
 
+_Key = tuple[EventLoopToken, str]
+
+
 class ThreadLocks:
     """Lets the calls on one conversation through one after the other, in the order in which they came.
 
-    No lock is ever shared by two event loops: each loop has its own for the same `thread_id`. A lock lives as long as
-    a frame that holds or awaits it refers to it, and is forgotten by the same stroke; so there is no count of users
-    that a cancellation or an interrupt could get wrong.
+    No lock is ever shared by two event loops: each loop has its own for the same `thread_id`. A lock is forgotten by
+    the last one who releases it. And it is only referred to by the frames that hold or await it: one whose holder was
+    torn away by an interrupt is forgotten with them, as there is no count of users to be put right.
     """
 
     def __init__(self) -> None:
-        self._locks: WeakValueDictionary[tuple[EventLoopToken, str], Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[_Key, Lock] = WeakValueDictionary()
 
     def __len__(self) -> int:
         """Return how many locks are held or awaited now."""
@@ -33,13 +36,11 @@ class ThreadLocks:
 class _Holding:
     __slots__ = ("_held", "_locks", "_thread_ids")
 
-    def __init__(
-        self, locks: WeakValueDictionary[tuple[EventLoopToken, str], Lock], thread_ids: tuple[str, ...]
-    ) -> None:
+    def __init__(self, locks: WeakValueDictionary[_Key, Lock], thread_ids: tuple[str, ...]) -> None:
         self._locks = locks
         # Sorted, so that two calls that want the same two locks cannot each wait for the other.
         self._thread_ids = thread_ids if len(thread_ids) == 1 else sorted(set(thread_ids))
-        self._held: list[Lock] = []
+        self._held: list[tuple[_Key, Lock]] = []
 
     async def __aenter__(self) -> None:
         loop = current_token()
@@ -49,18 +50,19 @@ class _Holding:
             if lock is None:
                 # Only this loop uses this key, and there is no await between the look and the entry.
                 lock = self._locks[key] = Lock()
+            held = (key, lock)
             try:
                 try:
                     lock.acquire_nowait()
                 except WouldBlock:
                     await lock.acquire()
-                self._held.append(lock)
+                self._held.append(held)
             except BaseException as exc:
-                if isinstance(exc, KeyboardInterrupt) and lock not in self._held:
+                if isinstance(exc, KeyboardInterrupt) and held not in self._held:
                     # It may have come when the lock had just become this task's.
                     with suppress(RuntimeError):
                         lock.release()
-                del lock  # the exception's traceback may be kept, and with it this frame
+                self._forget(*held)
                 self._release()
                 raise
 
@@ -70,5 +72,12 @@ class _Holding:
         self._release()
 
     def _release(self) -> None:
-        for lock in self._held:
+        for key, lock in self._held:
             lock.release()
+            self._forget(key, lock)
+        self._held.clear()
+
+    def _forget(self, key: _Key, lock: Lock) -> None:
+        """Forget a lock that nobody holds; whoever awaited it would hold it now."""
+        if not lock.locked():
+            self._locks.pop(key, None)

@@ -627,6 +627,7 @@ class _Tuples(AsyncIterator[CheckpointTuple]):
             self._current = None
             if wanted is not None:
                 return wanted
+        await keep_pace()
         raise StopAsyncIteration
 
     def from_sync_code(self) -> Iterator[CheckpointTuple]:

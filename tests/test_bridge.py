@@ -9,16 +9,24 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import anyio
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from async_saver import AsyncSaver, MemoryStore, PortalError, SerializationError
+from async_saver import bridge as bridge_module
 from async_saver.bridge import SyncBridge, bridge
+from async_saver.guard import guard
 from tests.build import checkpoint, config, ids, listed, put
+from tests.graphs import at_once
+from tests.workers import output_of, together
 
 pytestmark = pytest.mark.anyio
 
@@ -196,6 +204,283 @@ def test_a_call_that_is_interrupted_before_it_begins_never_begins(monkeypatch: p
     assert ran == ["later"]
 
 
+# What interrupts a thread in its own midst: a signal handler, or a finalizer that the garbage collector runs.
+
+
+@pytest.fixture
+def interrupted() -> Iterator[Callable[[Callable[[], Any]], list[Any]]]:
+    """A function that runs another one in a handler of a signal; returns what that returned, or raised."""
+    former = signal.getsignal(signal.SIGTERM)
+
+    def interrupt(func: Callable[[], Any]) -> list[Any]:
+        results: list[Any] = []
+
+        def handler(*_: object) -> None:
+            try:
+                results.append(func())
+            except PortalError as exc:
+                results.append(exc)
+
+        signal.signal(signal.SIGTERM, handler)
+        signal.raise_signal(signal.SIGTERM)
+        return results
+
+    yield interrupt
+    signal.signal(signal.SIGTERM, former)
+
+
+SYNC_CALLS: dict[str, Callable[[AsyncSaver], Any]] = {
+    "setup": lambda saver: saver.setup(),
+    "put": lambda saver: saver.put(config(), checkpoint("2"), {}, {}),
+    "put_writes": lambda saver: saver.put_writes(config(checkpoint_id="1"), [("c", 1)], "task"),
+    "get_tuple": lambda saver: saver.get_tuple(config()),
+    "list": lambda saver: list(saver.list(config())),
+    "get_delta_channel_history": lambda saver: saver.get_delta_channel_history(config=config(), channels=["c"]),
+    "thread_ids": lambda saver: list(saver.thread_ids()),
+    "count": lambda saver: saver.count(),
+    "copy_thread": lambda saver: saver.copy_thread("t", "copy"),
+    "prune": lambda saver: saver.prune(["t"]),
+    "delete_for_runs": lambda saver: saver.delete_for_runs(["run"]),
+    "delete_thread": lambda saver: saver.delete_thread("t"),
+    "del storage": lambda saver: saver.storage.__delitem__("t"),
+    "storage.pop": lambda saver: saver.storage.pop("t"),
+    "storage.clear": lambda saver: saver.storage.clear(),
+}
+
+
+@pytest.mark.parametrize("call", SYNC_CALLS.values(), ids=SYNC_CALLS.keys())
+def test_a_signal_handler_is_refused_while_its_own_thread_is_inside(
+    interrupted: Callable[[Callable[[], Any]], list[Any]], call: Callable[[AsyncSaver], Any]
+) -> None:
+    """It would wait for what it interrupts, or change it in its midst; elsewhere, and afterwards, it may call."""
+    store = MemoryStore()
+    saver = AsyncSaver(store=store)
+    asyncio.run(put(saver, "1"))
+    with guard:
+        (refused,) = interrupted(lambda: call(saver))
+    assert isinstance(refused, PortalError)
+    assert "add_signal_handler" in str(refused)
+    assert asyncio.run(listed(saver, None)) == ["1"]
+    (done,) = interrupted(lambda: call(saver))
+    assert not isinstance(done, PortalError)
+    store.check()
+
+
+def test_a_signal_handler_may_look_at_any_time(interrupted: Callable[[Callable[[], Any]], list[Any]]) -> None:
+    """The views only read."""
+    saver = AsyncSaver()
+    asyncio.run(put(saver, "1", {"x": 1}))
+
+    def look() -> tuple[list[str], int, int]:
+        return list(saver.storage), len(saver.writes), len(saver.blobs)
+
+    with guard:
+        assert interrupted(look) == [(["t"], 0, 1)]
+    assert interrupted(look) == [(["t"], 0, 1)]
+
+
+async def test_a_signal_handler_may_call_while_its_loop_holds_the_conversation(
+    interrupted: Callable[[Callable[[], Any]], list[Any]], saver: AsyncSaver
+) -> None:
+    """What it interrupts is not inside the store."""
+    async with saver._shared.locks.holding("t"):
+        assert interrupted(lambda: saver.put(config(), checkpoint("1"), {}, {})) == [config(checkpoint_id="1")]
+    assert await listed(saver, config()) == ["1"]
+
+
+def test_a_finalizer_is_refused_while_its_own_thread_is_inside() -> None:
+    """The garbage collector runs it anywhere; one that comes elsewhere may call."""
+    saver, results = AsyncSaver(), list[Any]()
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            try:
+                results.append(saver.put(config(), checkpoint("1"), {}, {}))
+            except PortalError as exc:
+                results.append(exc)
+
+    Garbage()
+    with guard:
+        gc.collect()
+    Garbage()
+    gc.collect()
+    assert isinstance(results[0], PortalError)
+    assert results[1:] == [config(checkpoint_id="1")]
+
+
+class Starting:
+    """A portal of its own, whose worker thread is stopped at its beginning until it may go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bridge, self.before = SyncBridge(), _portals()
+        self.arrived, self.go_on = threading.Event(), threading.Event()
+        serve = bridge_module._serve
+
+        def later(*args: Any) -> None:
+            self.arrived.set()
+            self.go_on.wait(10)
+            serve(*args)
+
+        monkeypatch.setattr(bridge_module, "_serve", later)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals go to a thread on POSIX only")
+def test_an_interrupt_while_the_portal_starts_leaves_it_to_the_next_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real SIGINT, in the wait for a worker thread that takes its time."""
+    starting, caller = Starting(monkeypatch), threading.get_ident()
+
+    def interrupt() -> None:
+        starting.arrived.wait(10)
+        signal.pthread_kill(caller, signal.SIGINT)
+
+    helper = threading.Thread(target=interrupt)
+    helper.start()
+    with pytest.raises(KeyboardInterrupt):
+        starting.bridge.call(_worker)
+    helper.join()
+    starting.go_on.set()
+    found = {starting.bridge.call(_worker) for _ in range(3)}
+    assert len(found) == 1
+    _let_others_end(*found)
+    assert _portals() == starting.before + 1
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("result", ["raises", "calls"])
+def test_what_interrupts_the_start_of_the_worker_thread_leaves_one_portal(
+    monkeypatch: pytest.MonkeyPatch, late: bool, result: str
+) -> None:
+    """An interrupt, or a signal handler's own call, just before or just after the thread is there."""
+    fresh, before, start = SyncBridge(), _portals(), threading.Thread.start
+    found: list[int] = []
+
+    def interrupt() -> None:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        if result == "raises":
+            raise KeyboardInterrupt
+        found.append(fresh.call(_worker))
+
+    def starting(worker: threading.Thread) -> None:
+        if worker.name != "async_saver portal":
+            return start(worker)
+        if not late:
+            interrupt()
+        start(worker)
+        if late:
+            interrupt()
+        return None
+
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    with pytest.raises(KeyboardInterrupt) if result == "raises" else nullcontext():
+        found.append(fresh.call(_worker))
+    found += [fresh.call(_worker), fresh.call(_worker)]
+    assert len({*found}) == 1
+    _let_others_end(*found)
+    assert _portals() == before + 1
+
+
+def test_a_finalizer_on_a_portal_that_is_being_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector may run it there; it would wait for the start, and the start for it."""
+    fresh, serve, caught = SyncBridge(), bridge_module._serve, list[PortalError]()
+
+    def interrupted(*args: Any) -> None:
+        try:
+            fresh.call(_worker)
+        except PortalError as exc:
+            caught.append(exc)
+        serve(*args)
+
+    monkeypatch.setattr(bridge_module, "_serve", interrupted)
+    together(lambda: fresh.call(_worker), seconds=10)
+    assert len(caught) == 1
+
+
+# From wherever LangGraph runs code.
+
+
+of = config  # where `config` is LangGraph's name for an argument
+
+
+def busy_graph(saver: AsyncSaver, threads: list[str]) -> Any:
+    """A graph of two nodes at once and one after them, each of which calls the saver itself."""
+
+    def use(state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
+        threads.append(threading.current_thread().name)
+        here = {"configurable": {"thread_id": config["configurable"]["thread_id"]}}
+        number = saver.get_next_version(None, None)
+        saver.put(of("notes"), checkpoint(number, {"x": 1}), {}, {"x": "1"})
+        assert number in ids(saver.list(of("notes")))
+        assert saver.get_tuple(here) is not None
+        in_thread = threading.Thread(target=saver.put_writes, args=(of("notes", number), [("c", 1)], "task"))
+        in_thread.start()
+        in_thread.join()
+        assert saver.get_tuple(of("notes", number)).pending_writes == [("task", "c", 1)]  # type: ignore[union-attr]
+        return {"log": ["used"]}
+
+    return at_once(a=use, b=use).compile(checkpointer=saver)
+
+
+class Counting(BaseCallbackHandler):
+    """Asks the saver at every event that LangGraph tells of."""
+
+    raise_error = True
+
+    def __init__(self, saver: AsyncSaver) -> None:
+        self.saver = saver
+        self.asked = 0
+
+    def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
+        self.saver.count()
+        self.asked += 1
+
+    on_chain_end = on_chain_start
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "executor"])
+def test_nodes_and_callbacks_call_the_saver_of_their_own_graph(way: str) -> None:
+    """In LangGraph's executors and beside them, in a thread that they start, in a callback: while the graph runs."""
+    saver, threads = AsyncSaver(), list[str]()
+    graph, callback = busy_graph(saver, threads), Counting(saver)
+    where: RunnableConfig = {"configurable": {"thread_id": "run"}, "callbacks": [callback]}
+
+    async def in_executor() -> Any:
+        return await asyncio.get_running_loop().run_in_executor(None, graph.invoke, {"log": ["in"]}, where)
+
+    if way == "invoke":
+        values = graph.invoke({"log": ["in"]}, where)
+    elif way == "ainvoke":
+        values = asyncio.run(graph.ainvoke({"log": ["in"]}, where))
+    elif way == "stream":
+        *_, values = graph.stream({"log": ["in"]}, where, stream_mode="values")
+    else:
+        values = asyncio.run(in_executor())
+    assert values == {"log": ["in", "used", "used", "end3"]}
+    assert len(threads) == 2
+    assert len(list(saver.list(of("notes")))) == 2
+    assert callback.asked > 4
+    assert saver.count() == 2
+
+
+async def test_a_coroutine_calls_for_a_callback_of_a_sync_call(saver: AsyncSaver) -> None:
+    """A serde's hook that runs for a sync call on an event loop, which then calls again."""
+
+    class Noting(JsonPlusSerializer):
+        def loads_typed(self, data: tuple[str, bytes]) -> Any:
+            saver.put(config("notes"), checkpoint(f"{saver.count()}"), {}, {})
+            return super().loads_typed(data)
+
+    await put(saver, "1", {"x": 1})
+    reader = copy.copy(saver)
+    reader.serde = Noting()
+    assert ids(reader.list(config())) == ["1"]
+    found = await reader.aget_tuple(config())
+    assert found is not None
+    assert await listed(saver, config("notes")) == ["2", "1"]
+
+
 def test_a_call_runs_in_its_callers_context() -> None:
     """LangGraph and tracers pass things on in context variables."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nobody's")
@@ -227,6 +512,13 @@ def _portals() -> int:
     return sum(worker.name == "async_saver portal" for worker in threading.enumerate())
 
 
+def _let_others_end(*needed: int) -> None:
+    """Wait for worker threads that turned out not to be needed; they end by themselves, if they are to end."""
+    for worker in threading.enumerate():
+        if worker.name == "async_saver portal" and worker.ident not in (*needed, bridge.call(_worker)):
+            worker.join(0.5)
+
+
 def test_dropped_savers_leave_no_thread_and_no_descriptor() -> None:
     """Two thousand, used once each and never closed."""
     AsyncSaver().count()
@@ -248,50 +540,51 @@ def test_a_script_that_closes_nothing_exits_cleanly() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
-@pytest.mark.parametrize(
-    "late",
-    [
-        "def g():\n with saver: yield\nit = g(); next(it)",
-        "class D:\n def __del__(self): saver.delete_thread('t')\nd = D()",
-    ],
-    ids=["generator", "finalizer"],
-)
-def test_a_call_while_the_interpreter_ends_returns(late: str) -> None:
-    """A generator that is closed then, or a finalizer that runs then: the portal's worker has stopped for ever."""
-    script = f"import async_saver\nsaver = async_saver.AsyncSaver()\nsaver.count()\n{late}\nprint('end')"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+LATE = {
+    "generator": "def g():\n with saver: yield\nit = g(); next(it)",
+    "finalizer": "class D:\n def __del__(self): use()\nd = D()",
+    "atexit": "atexit.register(use)",
+    "atexit, async": "atexit.register(lambda: asyncio.run(saver.acount()))",
+    "worker thread": "threading.Thread(target=after_main).start()",
+    "worker thread's loop": "threading.Thread(target=asyncio.run, args=(on_a_loop_after_main(),)).start()",
+}
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this platform")
-def test_a_child_of_a_fork_has_a_portal_and_locks_of_its_own() -> None:
-    """In a process of its own, as the portal's worker thread makes Python warn of forks."""
-    script = """
-import os, threading
-from async_saver import AsyncSaver
+@pytest.mark.parametrize("portal", [False, True])
+@pytest.mark.parametrize("late", LATE)
+def test_a_call_while_the_interpreter_ends_returns(late: str, portal: bool) -> None:
+    """Whether the portal runs (its worker stops for ever), or was never started (from 3.12 on none can be now).
+
+    In that last case a call on an event loop cannot but be refused.
+    """
+    if late == "finalizer" and not portal:
+        pytest.skip("after the modules are gone, nothing can be imported for a first call")
+    script = f"""
+import asyncio, atexit, sys, threading
+from async_saver import AsyncSaver, PortalError
 from tests.build import checkpoint, config, ids
-saver, stop = AsyncSaver(), threading.Event()
-def write(number):
-    while not stop.is_set():
-        saver.put(config(f"{number}"), checkpoint("1"), {}, {})
-workers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-for worker in workers:
-    worker.start()
-for number in range(20):
-    child = os.fork()
-    if not child:
-        saver.put(config("child"), checkpoint("2"), {}, {})
-        os._exit(0 if ids(saver.list(config("child"))) == ["2"] else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-stop.set()
-for worker in workers:
-    worker.join()
-assert not list(saver.list(config("child")))
+saver = AsyncSaver()
+def use():
+    for number in "12":
+        saver.put(config(), checkpoint(number, {{"x": 1}}), {{}}, {{"x": "1"}})
+        assert ids(saver.list(config()))[0] == number
+        saver.copy_thread("t", number)
+        saver.prune(["t"])
+    saver.delete_thread("t")
+    assert sorted(saver.thread_ids()) == ["1", "2"]
+def after_main():
+    threading.main_thread().join()
+    use()
+async def on_a_loop_after_main():
+    try:
+        after_main()
+    except PortalError as exc:
+        assert "async method" in str(exc) and not {portal} and sys.version_info >= (3, 12), exc
+{"saver.count()" if portal else ""}
+{LATE[late]}
+print("end")
 """
-    # From 3.12 on, Python warns of any fork of a process with threads; what it warns of is what is tested here.
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert output_of(script) == "end\n"
 
 
 # Subclasses. InMemorySaver's are written in many ways; each method is overridden by itself.

@@ -16,6 +16,27 @@ SLOW_STEP = re.compile(r"^Executing <.*> took [\d.]+ seconds\n", re.MULTILINE)
 
 # What an example must print, each a run of whole lines (indentation aside): what a broken saver would get wrong.
 FACTS = {
+    "many_loops.py": [
+        "conversations: 18",
+        "asyncio-1: good morning + how are you; good morning + how are you; good morning + how are you",
+        "trio-2: good morning + how are you; good morning + how are you; good morning + how are you",
+        "plain-2: good morning + how are you; good morning + how are you; good morning + how are you",
+        """
+        asyncio-1/0: good morning + how are you + see you (7 words)
+        asyncio-2/0: good morning + how are you + see you (7 words)
+        trio-1/0: good morning + how are you + see you (7 words)
+        trio-2/0: good morning + how are you + see you (7 words)
+        plain-1/0: good morning + how are you + see you (7 words)
+        plain-2/0: good morning + how are you + see you (7 words)
+        """,
+        """
+        conversations: 10
+        archive/asyncio-1: words, newest first: [7, 5, 5, 5, 2, 2, 2, None, None]
+        archive/asyncio-2: words, newest first: [7, 5, 5, 5, 2, 2, 2, None, None]
+        archive/plain-1: words, newest first: [7, 5, 5, 5, 2, 2, 2, None, None]
+        archive/plain-2: words, newest first: [7, 5, 5, 5, 2, 2, 2, None, None]
+        """,
+    ],
     "quickstart.py": [
         """
         Ana: Who am I, and what did I ask about?  ->  You are Ana, and you asked about Paris.

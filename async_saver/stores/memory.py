@@ -453,6 +453,7 @@ class _Found(AsyncIterator[StoredCheckpoint]):
             found = await self._store.get(thread_id, checkpoint_ns, checkpoint_id)
             if found is not None:
                 return found
+            await keep_pace()
         raise StopAsyncIteration
 
     async def _all_keys(self) -> Iterator[tuple[str, str, str]]:
@@ -499,4 +500,5 @@ class _ThreadIds(AsyncIterator[str]):
         for thread_id in self._left:
             if self._store.holds(thread_id):
                 return thread_id
+            await keep_pace()
         raise StopAsyncIteration
