@@ -40,7 +40,9 @@ def tests_without_trio(session: nox.Session) -> None:
     """The tests where trio is not installed: asyncio alone is enough for the package."""
     session.install("-e", ".[dev]")
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "trio")
-    session.run("python", "-m", "pytest", *session.posargs)
+    # Without those that take a minute, and look at what happens on a loop and not at which loops there are.
+    slow = [f"--ignore=tests/test_{name}.py" for name in ("cancellation", "interrupts", "machine")]
+    session.run("python", "-m", "pytest", *slow, *session.posargs)
 
 
 @nox.session
@@ -51,9 +53,9 @@ def examples(session: nox.Session) -> None:
         session.run("python", str(example))
 
 
-@nox.session
+@nox.session(python="3.12")
 def coverage(session: nox.Session) -> None:
-    """The tests with branch coverage."""
+    """The tests with branch coverage, all but those that interrupt at random moments."""
     session.install("-e", ".[dev]", "coverage[toml]")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "--ignore=tests/test_interrupts.py", *session.posargs)
     session.run("coverage", "report")

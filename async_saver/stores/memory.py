@@ -459,33 +459,40 @@ class _Found(AsyncIterator[StoredCheckpoint]):
     async def _all_keys(self) -> Iterator[tuple[str, str, str]]:
         thread_id = self._listing.thread_id
         if thread_id is not None:
-            bucket = self._store.peek(lambda buckets: buckets.get(thread_id))
-            return self._keys_in(thread_id, bucket) if bucket is not None else iter(())
-        lines = self._store.peek(lambda buckets: [self._keys_in(*one) for one in buckets.items()])
+            snapshot = self._store.peek(
+                lambda buckets: self._snapshot(buckets[thread_id]) if thread_id in buckets else None
+            )
+            return self._keys_in(thread_id, *snapshot) if snapshot is not None else iter(())
+        lines = self._store.peek(lambda buckets: [(one, *self._snapshot(bucket)) for one, bucket in buckets.items()])
         # Merged in two stages with a yield between, as the first look at each of many conversations takes its time.
         runs = []
         for start in range(0, len(lines), _MERGED_AT_ONCE):
-            run = merge(*lines[start : start + _MERGED_AT_ONCE], reverse=True)
+            run = merge(*[self._keys_in(*line) for line in lines[start : start + _MERGED_AT_ONCE]], reverse=True)
             runs.append(chain([*islice(run, 1)], run))
             await yield_to_loop()
         return merge(*runs, reverse=True)
 
-    def _keys_in(self, thread_id: str, bucket: Bucket) -> Iterator[tuple[str, str, str]]:
-        """Return what of a conversation is listed, newest first: its lists only grow at the end, so lengths fix it."""
+    def _snapshot(self, bucket: Bucket) -> "tuple[Sequence[Any], int]":
+        """Return what a conversation lists, ascending, and how much of it: such lists only grow at their end."""
+        if self._listing.checkpoint_ns is None:
+            return bucket.order, len(bucket.order)
+        namespace = bucket.namespaces.get(self._listing.checkpoint_ns)
+        return (namespace.ids, len(namespace.ids)) if namespace is not None else ((), 0)
+
+    def _keys_in(self, thread_id: str, ascending: Sequence[Any], length: int) -> Iterator[tuple[str, str, str]]:
+        """Return what of a conversation is listed, newest first."""
         _, checkpoint_ns, checkpoint_id, before = self._listing
         high = before if checkpoint_id is None else checkpoint_id + "\0"  # the least string that is greater
         if high is not None and before is not None:
             high = min(high, before)
+        low = checkpoint_id or ""
         if checkpoint_ns is None:
-            order = bucket.order
-            first = bisect_left(order, (checkpoint_id or "", ""))
-            end = len(order) if high is None else bisect_left(order, (high, ""))
-            return ((*order[i], thread_id) for i in range(end - 1, first - 1, -1))
-        namespace = bucket.namespaces.get(checkpoint_ns)
-        ids = namespace.ids if namespace is not None else []
-        first = bisect_left(ids, checkpoint_id or "")
-        end = len(ids) if high is None else bisect_left(ids, high)
-        return ((ids[i], checkpoint_ns, thread_id) for i in range(end - 1, first - 1, -1))
+            first = bisect_left(ascending, (low, ""), hi=length)
+            end = length if high is None else bisect_left(ascending, (high, ""), hi=length)
+            return ((*ascending[i], thread_id) for i in range(end - 1, first - 1, -1))
+        first = bisect_left(ascending, low, hi=length)
+        end = length if high is None else bisect_left(ascending, high, hi=length)
+        return ((ascending[i], checkpoint_ns, thread_id) for i in range(end - 1, first - 1, -1))
 
 
 class _ThreadIds(AsyncIterator[str]):
