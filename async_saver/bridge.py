@@ -1,20 +1,26 @@
 """The way from sync code to a store's coroutines: one event loop for the whole process, on a worker thread."""
 
+import asyncio
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
 from functools import partial
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import anyio
 from anyio import CancelScope
-from anyio.from_thread import BlockingPortal
+from anyio.abc import TaskGroup
 from anyio.lowlevel import current_token
 
 from async_saver.errors import PortalError
 from async_saver.guard import refuse_inside
+
+try:
+    from sniffio import current_async_library_cvar as _library
+except ImportError:  # anyio does without, where it is not installed
+    _library = None  # type: ignore[assignment]
 
 __all__ = ["SyncBridge", "bridge"]
 
@@ -23,9 +29,9 @@ _T = TypeVar("_T")
 
 
 class SyncBridge:
-    """Runs coroutine functions for sync callers on an anyio `BlockingPortal`, started at the first call.
+    """Runs coroutine functions for sync callers on an event loop in a worker thread, the portal, started when needed.
 
-    The portal's worker thread is a daemon and belongs to the process, not to a saver: nothing has to be closed, and
+    The worker thread is a daemon and belongs to the process, not to a saver: nothing has to be closed, and
     a dropped saver leaves nothing behind.
     """
 
@@ -36,8 +42,7 @@ class SyncBridge:
         """Forget the portal: at first, and in the child of a fork, which has none of its parent's worker threads."""
         # So that two first callers start one portal. Reentrant for a signal handler that calls while one starts.
         self._starting = threading.RLock()
-        self._ready = _Ready()
-        self._portal: BlockingPortal | None = None
+        self._portal = _Portal()
         self._workers: list[threading.Thread] = []  # one, and more only if its start was interrupted
 
     def call(self, func: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -60,42 +65,84 @@ class SyncBridge:
         call = _Call(partial(func, *args, **kwargs))
         # Once the interpreter ends, daemons have stopped for ever. What still runs is the main thread: finalizers,
         # generators being closed; from 3.12 on also `atexit` callbacks, which can start no worker thread.
-        portal = None if sys.is_finalizing() else self._portal or self._started()
-        if portal is None:
+        if sys.is_finalizing() or not (self._portal.open or self._opened()):
             if _on_event_loop():
                 raise PortalError(
                     "a sync method of a saver was called on an event loop while the interpreter ends and no worker "
                     "thread can be started any more; call the async method instead"
                 )
-            return call.result(anyio.run(call.run, backend="asyncio"))
+            anyio.run(call.run, backend="asyncio")
+            return call.result()
+        portal = self._portal
         try:
-            outcome = portal.start_task_soon(call.run).result()
+            portal.start(call.run)
+            return call.result()
         except BaseException:
             call.give_up(portal)
             raise
-        return call.result(outcome)
 
-    def _started(self) -> BlockingPortal | None:
-        """Return the portal, started if need be; None where no worker thread can be."""
+    def _opened(self) -> bool:
+        """Open the portal if need be; tell whether it could be."""
         with self._starting:
-            if self._portal is None:
-                # What interrupts the start of a worker thread (an interrupt, a signal handler's own call) cannot tell
-                # whether it is there, and starts another: the first one to arrive serves, the other ends.
-                ready = self._ready
-                if not ready.taken.locked():
-                    worker = threading.Thread(target=_serve, args=(ready,), name="async_saver portal", daemon=True)
-                    self._workers.append(worker)
-                    try:
-                        worker.start()
-                    except RuntimeError:
-                        self._workers.remove(worker)
-                        return None
+            portal = self._portal
+            # What interrupts the start of a worker thread (an interrupt, a signal handler's own call) cannot tell
+            # whether it is there, and starts another: the first one to arrive serves, the other ends.
+            if not portal.served.locked():
+                worker = threading.Thread(target=portal.serve, name="async_saver portal", daemon=True)
+                self._workers.append(worker)
                 try:
-                    self._portal = ready.result()
-                except Exception:
-                    self._ready = _Ready()
-                    raise
-            return self._portal
+                    worker.start()
+                except RuntimeError:
+                    self._workers.remove(worker)
+                    return False
+            with portal.opening:
+                if not portal.open:
+                    self._portal = _Portal()
+                    raise PortalError("the portal's event loop did not start; its worker thread has printed why")
+            return True
+
+
+class _Portal:
+    """An event loop that is there for its callers.
+
+    No anyio `BlockingPortal`: the future that its callers wait for has a lock of Python code, which an interrupt can
+    leave locked. Then the loop's own thread waits for it, and with it every caller, for ever. What is shared here by
+    caller and loop is a lock of the interpreter's own, taken and released by one call each, and asyncio's queue.
+    """
+
+    def __init__(self) -> None:
+        self.open = False
+        self.served = threading.Lock()  # taken by the worker thread that serves, for ever
+        self.opening = threading.Lock()  # held until the portal is open
+        self.opening.acquire()
+
+    def serve(self) -> None:
+        """Be the portal, on this worker thread; or if another one is, nothing."""
+        if self.served.acquire(blocking=False):
+            try:
+                anyio.run(self._serve, backend="asyncio")
+            finally:
+                if not self.open:
+                    self.opening.release()
+
+    async def _serve(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            self._loop = asyncio.get_running_loop()
+            self._tasks: TaskGroup = tasks
+            self.open = True
+            self.opening.release()
+            await anyio.sleep_forever()
+
+    def start(self, func: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start a coroutine function in the portal, from another worker thread and in its context."""
+        context = copy_context()
+        if _library is not None:
+            context.run(_library.set, "asyncio")  # the caller may be on trio
+        self._loop.call_soon_threadsafe(self._tasks.start_soon, func, context=context)
+
+    def cancel(self, scope: CancelScope) -> None:
+        """Cancel a scope in the portal, from another worker thread."""
+        self._loop.call_soon_threadsafe(scope.cancel)
 
 
 class _Call(Generic[_T]):
@@ -105,34 +152,42 @@ class _Call(Generic[_T]):
         self._func = func
         self._scope: CancelScope | None = None
         self._given_up = False
+        self._outcome: tuple[_T, None] | tuple[None, BaseException] | None = None
+        self._under_way = threading.Lock()
+        self._under_way.acquire()
 
-    async def run(self) -> tuple[_T, None] | tuple[None, BaseException] | None:
-        """Return what was returned, or raised: raising what is no `Exception` would end the portal for everybody."""
-        with CancelScope() as self._scope:
-            if self._given_up:
-                return None
-            try:
-                return await self._func(), None
-            except anyio.get_cancelled_exc_class():
-                raise
-            except BaseException as exc:
-                return None, exc
-        return None
+    async def run(self) -> None:
+        """Make the call. What it raises is kept for `result`: here it would end the portal for everybody."""
+        try:
+            with CancelScope() as self._scope:
+                if not self._given_up:
+                    try:
+                        self._outcome = (await self._func(), None)
+                    except anyio.get_cancelled_exc_class():
+                        raise
+                    except BaseException as exc:
+                        self._outcome = (None, exc)
+        finally:
+            self._under_way.release()
 
-    def give_up(self, portal: BlockingPortal) -> None:
+    def give_up(self, portal: _Portal) -> None:
         """Cancel the call, wherever it is: one that has not started yet sees the mark."""
         self._given_up = True
         if self._scope is not None:
-            portal.start_task_soon(self._scope.cancel)
+            portal.cancel(self._scope)
 
-    @staticmethod
-    def result(outcome: tuple[_T, None] | tuple[None, BaseException] | None) -> _T:
-        """Return or raise what `run` did."""
+    def result(self) -> _T:
+        """Wait for the end of the call; return or raise what it did."""
+        self._under_way.acquire()
+        outcome, self._outcome = self._outcome, None
         if outcome is None:
             raise PortalError("the call was cancelled")
-        if outcome[1] is not None:
+        if outcome[1] is None:
+            return outcome[0]
+        try:
             raise outcome[1]
-        return outcome[0]
+        finally:
+            del outcome  # which the exception's traceback would hold, and it the exception
 
 
 def _on_event_loop() -> bool:
@@ -141,31 +196,6 @@ def _on_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-class _Ready(Future[BlockingPortal]):
-    """The portal, once it has started."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.taken = threading.Lock()  # by the worker thread that serves, for ever
-
-
-def _serve(ready: _Ready) -> None:
-    if not ready.taken.acquire(blocking=False):
-        return
-
-    async def portal() -> None:
-        async with BlockingPortal() as portal:
-            ready.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    try:
-        anyio.run(portal, backend="asyncio")
-    except BaseException as exc:
-        if not ready.done():
-            ready.set_exception(exc)
-        raise
 
 
 bridge: SyncBridge = SyncBridge()

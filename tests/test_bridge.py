@@ -21,8 +21,8 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from async_saver import AsyncSaver, MemoryStore, PortalError, SerializationError
-from async_saver import bridge as bridge_module
 from async_saver.bridge import SyncBridge, bridge
+from async_saver.bridge import _Portal as Portal
 from async_saver.guard import guard
 from tests.build import checkpoint, config, ids, listed, put
 from tests.graphs import at_once
@@ -176,8 +176,9 @@ def test_what_interrupts_the_wait_cancels_the_call() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals go to a thread on POSIX only")
 def test_a_call_that_is_interrupted_before_it_begins_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its caller has nothing yet to cancel it by, as the portal is busy with another call."""
-    portal, caller = bridge._started(), threading.get_ident()
-    start, arrived, go_on = portal.start_task_soon, threading.Event(), threading.Event()
+    bridge.call(_worker)
+    portal, caller = bridge._portal, threading.get_ident()
+    start, arrived, go_on = portal.start, threading.Event(), threading.Event()
     ran: list[str] = []
 
     async def busy() -> None:
@@ -191,12 +192,12 @@ def test_a_call_that_is_interrupted_before_it_begins_never_begins(monkeypatch: p
     async def later() -> None:
         ran.append("later")
 
-    def starting(*args: Any) -> Any:
+    def starting(*args: Any) -> None:
         arrived.set()
-        return start(*args)
+        start(*args)
 
     start(busy)
-    monkeypatch.setattr(portal, "start_task_soon", starting)
+    monkeypatch.setattr(portal, "start", starting)
     with pytest.raises(KeyboardInterrupt):
         bridge.call(late)
     go_on.set()
@@ -317,14 +318,14 @@ class Starting:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.bridge, self.before = SyncBridge(), _portals()
         self.arrived, self.go_on = threading.Event(), threading.Event()
-        serve = bridge_module._serve
+        serve = Portal.serve
 
-        def later(*args: Any) -> None:
+        def later(portal: Portal) -> None:
             self.arrived.set()
             self.go_on.wait(10)
-            serve(*args)
+            serve(portal)
 
-        monkeypatch.setattr(bridge_module, "_serve", later)
+        monkeypatch.setattr(Portal, "serve", later)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals go to a thread on POSIX only")
@@ -384,18 +385,30 @@ def test_what_interrupts_the_start_of_the_worker_thread_leaves_one_portal(
 
 def test_a_finalizer_on_a_portal_that_is_being_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The garbage collector may run it there; it would wait for the start, and the start for it."""
-    fresh, serve, caught = SyncBridge(), bridge_module._serve, list[PortalError]()
+    fresh, serve, caught = SyncBridge(), Portal.serve, list[PortalError]()
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(portal: Portal) -> None:
         try:
             fresh.call(_worker)
         except PortalError as exc:
             caught.append(exc)
-        serve(*args)
+        serve(portal)
 
-    monkeypatch.setattr(bridge_module, "_serve", interrupted)
+    monkeypatch.setattr(Portal, "serve", interrupted)
     together(lambda: fresh.call(_worker), seconds=10)
     assert len(caught) == 1
+
+
+def test_a_portal_that_cannot_start_is_an_error_and_the_next_call_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it."""
+    fresh, printed = SyncBridge(), list[str]()
+    monkeypatch.setattr(threading, "excepthook", lambda args: printed.append(str(args.exc_value)))
+    with monkeypatch.context() as broken:
+        broken.setattr(anyio, "create_task_group", None)
+        with pytest.raises(PortalError, match="did not start"):
+            fresh.call(_worker)
+    assert printed == ["'NoneType' object is not callable"]
+    assert fresh.call(_worker) == fresh.call(_worker)
 
 
 # From wherever LangGraph runs code.
@@ -629,7 +642,6 @@ def test_a_subclass_may_run_sync_methods_from_async_ones(cls: type[AsyncSaver]) 
 
 def test_the_next_version_needs_no_portal(monkeypatch: pytest.MonkeyPatch) -> None:
     """LangGraph asks for one at every write of every step."""
-    monkeypatch.setattr(bridge, "_started", None)
     monkeypatch.setattr(bridge, "_portal", None)
     assert AsyncSaver().get_next_version(None, None) < AsyncSaver().get_next_version("2.1", None)
 
