@@ -4,8 +4,9 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -36,14 +37,15 @@ class SyncBridge:
     """
 
     def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        """Forget the portal: at first, and in the child of a fork, which has none of its parent's worker threads."""
         # So that two first callers start one portal. Reentrant for a signal handler that calls while one starts.
         self._starting = threading.RLock()
         self._portal = _Portal()
         self._workers: list[threading.Thread] = []  # one, and more only if its start was interrupted
+
+    def _forked(self) -> None:
+        """Forget the portal in the child of a fork, which has none of its parent's worker threads."""
+        self._portal.end()  # for a signal handler that forks in the midst of a call, and returns to it
+        self.__init__()  # type: ignore[misc]
 
     def call(self, func: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run `func` on the portal and return its result, or raise what it raised.
@@ -68,22 +70,25 @@ class SyncBridge:
         if sys.is_finalizing() or not (self._portal.open or self._opened()):
             if _on_event_loop():
                 raise PortalError(
-                    "a sync method of a saver was called on an event loop while the interpreter ends and no worker "
-                    "thread can be started any more; call the async method instead"
+                    "a sync method of a saver was called on an event loop where no worker thread can be started (does "
+                    "the interpreter end?); call the async method instead"
                 )
             anyio.run(call.run, backend="asyncio")
             return call.result()
         portal = self._portal
         try:
-            portal.start(call.run)
-            return call.result()
+            portal.start(call)
+            call.wait()
         except BaseException:
             call.give_up(portal)
             raise
+        return call.result()
 
     def _opened(self) -> bool:
         """Open the portal if need be; tell whether it could be."""
         with self._starting:
+            if self._portal.ended:
+                self._portal = _Portal()
             portal = self._portal
             # What interrupts the start of a worker thread (an interrupt, a signal handler's own call) cannot tell
             # whether it is there, and starts another: the first one to arrive serves, the other ends.
@@ -97,7 +102,6 @@ class SyncBridge:
                     return False
             with portal.opening:
                 if not portal.open:
-                    self._portal = _Portal()
                     raise PortalError("the portal's event loop did not start; its worker thread has printed why")
             return True
 
@@ -112,37 +116,67 @@ class _Portal:
 
     def __init__(self) -> None:
         self.open = False
+        self.ended = False
         self.served = threading.Lock()  # taken by the worker thread that serves, for ever
         self.opening = threading.Lock()  # held until the portal is open
         self.opening.acquire()
+        self._calls: set[_Call[Any]] = set()  # under way
 
     def serve(self) -> None:
         """Be the portal, on this worker thread; or if another one is, nothing."""
         if self.served.acquire(blocking=False):
             try:
-                anyio.run(self._serve, backend="asyncio")
+                # In a context of its own: some Pythons start worker threads in a copy of their starter's.
+                Context().run(partial(anyio.run, self._serve, backend="asyncio"))
             finally:
-                if not self.open:
-                    self.opening.release()
+                self.end()
+
+    def end(self) -> None:
+        """Let go of everybody who waits; the next caller will open another portal."""
+        self.open, self.ended = False, True
+        with suppress(RuntimeError):
+            self.opening.release()
+        while self._calls:
+            self._calls.pop().end()
 
     async def _serve(self) -> None:
-        async with anyio.create_task_group() as tasks:
-            self._loop = asyncio.get_running_loop()
-            self._tasks: TaskGroup = tasks
-            self.open = True
-            self.opening.release()
-            await anyio.sleep_forever()
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._loop = asyncio.get_running_loop()
+                self._tasks: TaskGroup = tasks
+                self.open = True
+                self.opening.release()
+                await anyio.sleep_forever()
+        finally:
+            self.open, self.ended = False, True
 
-    def start(self, func: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Start a coroutine function in the portal, from another worker thread and in its context."""
+    def start(self, call: "_Call[Any]") -> None:
+        """Start a call in the portal, from another worker thread and in its context."""
         context = copy_context()
         if _library is not None:
             context.run(_library.set, "asyncio")  # the caller may be on trio
-        self._loop.call_soon_threadsafe(self._tasks.start_soon, func, context=context)
+        self._calls.add(call)
+        self._soon(self._tasks.start_soon, self._run, call, context=context)
+        if self.ended:
+            call.end()
 
-    def cancel(self, scope: CancelScope) -> None:
-        """Cancel a scope in the portal, from another worker thread."""
-        self._loop.call_soon_threadsafe(scope.cancel)
+    async def _run(self, call: "_Call[Any]") -> None:
+        try:
+            await call.run()
+        finally:
+            self._calls.discard(call)
+
+    def cancel(self, call: "_Call[Any]", scope: CancelScope) -> None:
+        """Cancel a call in the portal, from another worker thread."""
+        self._calls.discard(call)
+        with suppress(PortalError):
+            self._soon(scope.cancel)
+
+    def _soon(self, callback: Callable[..., object], *args: object, context: Context | None = None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args, context=context)
+        except RuntimeError as exc:
+            raise PortalError("the portal's event loop has ended; the next call will start another") from exc
 
 
 class _Call(Generic[_T]):
@@ -163,28 +197,38 @@ class _Call(Generic[_T]):
                 if not self._given_up:
                     try:
                         self._outcome = (await self._func(), None)
-                    except anyio.get_cancelled_exc_class():
-                        raise
                     except BaseException as exc:
+                        if self._given_up and isinstance(exc, anyio.get_cancelled_exc_class()):
+                            raise
                         self._outcome = (None, exc)
         finally:
+            self.end()
+
+    def end(self) -> None:
+        """Let go of the caller."""
+        with suppress(RuntimeError):
             self._under_way.release()
 
     def give_up(self, portal: _Portal) -> None:
         """Cancel the call, wherever it is: one that has not started yet sees the mark."""
         self._given_up = True
         if self._scope is not None:
-            portal.cancel(self._scope)
+            portal.cancel(self, self._scope)
+
+    def wait(self) -> None:
+        """Wait for the end of the call."""
+        self._under_way.acquire()
 
     def result(self) -> _T:
-        """Wait for the end of the call; return or raise what it did."""
-        self._under_way.acquire()
+        """Return or raise what the call did."""
         outcome, self._outcome = self._outcome, None
         if outcome is None:
-            raise PortalError("the call was cancelled")
+            raise PortalError("the portal has ended in the midst of the call, or the process was forked there")
         if outcome[1] is None:
             return outcome[0]
         try:
+            if isinstance(outcome[1], asyncio.CancelledError):
+                raise PortalError("the call was cancelled by something that it waited for") from outcome[1]
             raise outcome[1]
         finally:
             del outcome  # which the exception's traceback would hold, and it the exception
@@ -204,5 +248,5 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=lambda: bridge._starting.acquire(),
         after_in_parent=lambda: bridge._starting.release(),
-        after_in_child=bridge._reset,
+        after_in_child=bridge._forked,
     )

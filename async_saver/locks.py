@@ -79,5 +79,6 @@ class _Holding:
 
     def _forget(self, key: _Key, lock: Lock) -> None:
         """Forget a lock that nobody holds; whoever awaited it would hold it now."""
-        if not lock.locked():
-            self._locks.pop(key, None)
+        # A waiter that was cancelled may come last, when the next call has made a lock of its own.
+        if not lock.locked() and self._locks.get(key) is lock:
+            del self._locks[key]

@@ -27,6 +27,7 @@ from async_saver.bridge import bridge
 from async_saver.codec import Decoder, config_of, encode_checkpoint, encode_writes
 from async_saver.compat import NOT_ASSIGNED, Blobs, Files, Storage, Writes
 from async_saver.errors import ConfigError, InvalidTypeError, InvalidValueError, shown
+from async_saver.guard import refuse_inside
 from async_saver.locks import ThreadLocks
 from async_saver.pace import keep_pace
 from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord, text
@@ -583,6 +584,7 @@ class _Shared:
 
     def enter(self) -> None:
         """Count an entry; the mappings that the last exit closed are opened again."""
+        refuse_inside()
         with _entering:
             if self._files is not None and not self._files.on_stack:
                 self._push(self._files)
@@ -590,6 +592,7 @@ class _Shared:
 
     def leave(self) -> ExitStack | None:
         """Count an exit; return what the last one has to close."""
+        refuse_inside()
         with _entering:
             self._entered = max(self._entered - 1, 0)
             if self._entered:

@@ -1,6 +1,7 @@
 """The contract of `Store` as a suite that runs, for whoever writes a store."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from time import perf_counter
 from typing import NoReturn, TypeVar
 
 import anyio
@@ -119,13 +120,21 @@ def _plain(found: StoredCheckpoint | None) -> object:
 
 
 async def _state(store: Store) -> object:
-    """Return all that a store shows, once it has come to rest: a cancelled call may still be at work in it."""
-    state: object = None
-    while True:
-        before, listed = state, await _all(store.list(Listing()))
-        state = ([_plain(one) for one in listed], sorted(await _all(store.thread_ids())), await store.count())
+    """Return all that a store shows."""
+    listed = sorted([_plain(one) async for one in store.list(Listing())], key=repr)
+    return listed, sorted(await _all(store.thread_ids())), await store.count()
+
+
+async def _state_at_rest(store: Store) -> object:
+    """Return all that a store shows, once it does so twice: a cancelled call may still be at work in it."""
+    state = await _state(store)
+    for _ in range(500):
+        before = state
+        await anyio.sleep(0.01)
+        state = await _state(store)
         if state == before:
             return state
+    _fail("after a cancelled call the store does not come to rest within five seconds")
 
 
 async def _fill(store: Store, thread_id: str = "t") -> None:
@@ -356,14 +365,15 @@ async def _check_copy(store: Store) -> None:
     await _fill(store)
     await _delta(store)
     await store.put_writes("t", "", "later", [_write("task", 0, "w", run="run 9")])
-    source = [_plain(one) async for one in store.list(Listing("t"))]
+    source = sorted([_plain(one) async for one in store.list(Listing("t"))], key=repr)
     await store.copy("t", "u")
     copied = [_plain(one._replace(thread_id="t")) async for one in store.list(Listing("u"))]
-    _same(copied, source, "the copy")
+    _same(sorted(copied, key=repr), source, "the copy")
     _same(sorted(await store.run_threads(["run 9"])), ["t", "u"], "run_threads")
     await store.put("u", "", _record("9"), [])
     await store.delete_for_runs(["none"])
-    _same([_plain(one) async for one in store.list(Listing("t"))], source, "the source after a put to the copy")
+    again = sorted([_plain(one) async for one in store.list(Listing("t"))], key=repr)
+    _same(again, source, "the source after a put to the copy")
     await store.put_writes("v", "", "1", [_write("task", 0, "w")])
     before = await _state(store)
     for target in ("u", "v", "t"):
@@ -597,15 +607,26 @@ async def _check_cancelled(store: Store) -> None:
     }
     for name, call in calls.items():
         await _start_anew(store)
-        before = await _state(store)
+        before, begun = await _state(store), perf_counter()
         await call()
-        after = await _state(store)
+        took, after = perf_counter() - begun, await _state(store)
+
+        async def check(cancelled: bool, when: str, name: str = name, states: object = (before, after)) -> None:
+            if cancelled:
+                state = await _state_at_rest(store)
+                _same(state in states, True, f"{name}, cancelled after {when}, left something of its own")  # type: ignore[operator]
+
         for turns in (*range(12), 20, 50):
             await _start_anew(store)
-            if not await _was_cancelled(call, turns):
+            cancelled = await _was_cancelled(call, turns)
+            await check(cancelled, f"{turns} turns")
+            if not cancelled:
                 break
-            state = await _state(store)
-            _same(state in (before, after), True, f"{name}, cancelled after {turns} turns, left something of its own")
+        for part in range(1, 16):
+            await _start_anew(store)
+            with anyio.move_on_after(took * part / 16) as scope:
+                await call()
+            await check(scope.cancelled_caught, f"{part}/16 of the time that it takes")
 
 
 async def _start_anew(store: Store) -> None:

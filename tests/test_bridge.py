@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import anyio
@@ -22,6 +23,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from async_saver import AsyncSaver, MemoryStore, PortalError, SerializationError
 from async_saver.bridge import SyncBridge, bridge
+from async_saver.bridge import _Call as Call
 from async_saver.bridge import _Portal as Portal
 from async_saver.guard import guard
 from tests.build import checkpoint, config, ids, listed, put
@@ -196,7 +198,7 @@ def test_a_call_that_is_interrupted_before_it_begins_never_begins(monkeypatch: p
         arrived.set()
         start(*args)
 
-    start(busy)
+    start(Call(busy))
     monkeypatch.setattr(portal, "start", starting)
     with pytest.raises(KeyboardInterrupt):
         bridge.call(late)
@@ -409,6 +411,69 @@ def test_a_portal_that_cannot_start_is_an_error_and_the_next_call_tries_again(mo
             fresh.call(_worker)
     assert printed == ["'NoneType' object is not callable"]
     assert fresh.call(_worker) == fresh.call(_worker)
+
+
+def test_a_cancelled_error_of_a_stores_own_ends_one_call_only() -> None:
+    """A store may wait for something that somebody else cancels, and the portal is everybody's."""
+
+    async def wait_for_what_is_cancelled() -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    before = bridge.call(_worker)
+    with pytest.raises(PortalError, match="cancelled") as failed:
+        bridge.call(wait_for_what_is_cancelled)
+    assert isinstance(failed.value.__cause__, asyncio.CancelledError)
+    assert bridge.call(_worker) == before
+
+
+def test_a_portal_that_has_ended_lets_go_of_its_callers_and_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ended it: of those who wait none waits for ever, and the next call finds another portal."""
+    fresh, waiting = SyncBridge(), threading.Barrier(3)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+
+    async def wait() -> None:
+        await anyio.to_thread.run_sync(waiting.wait, 10)
+        await anyio.sleep_forever()
+
+    async def stop() -> None:
+        await anyio.to_thread.run_sync(waiting.wait, 10)
+        asyncio.get_running_loop().call_soon(sys.exit)
+        await anyio.sleep_forever()
+
+    def expect(call: Callable[[], Any]) -> None:
+        with pytest.raises(PortalError):
+            fresh.call(call)
+
+    fresh.call(_worker)
+    former = fresh._portal
+    together(lambda: expect(stop), *[lambda: expect(wait)] * 2, seconds=20)
+    fresh._workers[0].join(10)
+    assert isinstance(fresh.call(_worker), int)
+    assert fresh._portal is not former
+    with pytest.raises(PortalError):
+        former.start(Call(_worker))
+
+
+def test_a_portal_has_a_context_of_its_own() -> None:
+    """Its worker thread may be started in a copy of its starter's, who may be on trio, and whose values end with it."""
+    fresh, variable = SyncBridge(), contextvars.ContextVar("variable", default="nobody's")
+    found: list[str] = []
+    context = contextvars.copy_context()
+    context.run(variable.set, "the starter's")
+    if find_spec("sniffio"):
+        import sniffio
+
+        context.run(sniffio.current_async_library_cvar.set, "trio")
+    threading.Thread(target=context.run, args=(fresh._portal.serve,), daemon=True).start()
+
+    async def look() -> None:
+        asyncio.get_running_loop().call_soon(lambda: found.append(variable.get()))
+        await anyio.lowlevel.checkpoint()
+
+    fresh.call(look)
+    assert found == ["nobody's"]
 
 
 # From wherever LangGraph runs code.

@@ -259,3 +259,32 @@ if children[0]:
 else:
     os._exit(0)
 """)
+
+
+def test_a_signal_handler_may_fork_in_the_midst_of_a_sync_call() -> None:
+    """And return, in both processes: the child's call is lost, as its portal is, and its next one works."""
+    runs("""
+class Slow(MemoryStore):
+    async def count(self):
+        if not forked:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+            await anyio.to_thread.run_sync(handled.wait, 20)
+        return await super().count()
+
+def handle(*args):
+    forked.append(os.fork())
+    handled.set()
+
+forked, handled = [], threading.Event()
+signal.signal(signal.SIGUSR1, handle)
+saver = AsyncSaver(store=Slow())
+try:
+    found = saver.count()
+except PortalError as exc:
+    found = str(exc)
+if forked == [0]:
+    faulthandler.dump_traceback_later(30, exit=True)
+    os._exit(0 if "forked" in found and saver.count() == 0 else 1)
+assert found == 0
+wait(forked[0])
+""")

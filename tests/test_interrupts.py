@@ -1,5 +1,6 @@
 """P3, P7: a `KeyboardInterrupt`, at whatever moment it comes, tears nothing and leaves no call running."""
 
+import ast
 import asyncio
 import copy
 import gc
@@ -24,7 +25,7 @@ import pytest
 from anyio.lowlevel import checkpoint as yield_to_loop
 
 import async_saver
-from async_saver import AsyncSaver, MemoryStore, SerializationError, ThreadExistsError, pace
+from async_saver import AsyncSaver, MemoryStore, SerializationError, ThreadExistsError, compat, pace
 from async_saver import locks as locks_module
 from async_saver import saver as saver_module
 from async_saver.bridge import SyncBridge
@@ -413,6 +414,25 @@ def test_a_write_interrupted_at_any_line_is_whole(name: str, run: Callable[[Coro
 
 def _run_new(run: Callable[[Coroutine[Any, Any, Any]], Any], call: Call, saver: AsyncSaver) -> None:
     run(call(saver))
+
+
+@pytest.mark.parametrize("module", [memory, bucket, compat, saver_module], ids=lambda module: module.__name__)
+def test_no_loop_stands_right_in_the_guard(module: Any) -> None:
+    """Python 3.12 and 3.13 leave a `with` without its exit, if an interrupt comes as a loop there begins anew.
+
+    A loop in a function that is called there does no harm, nor does a generator expression.
+    """
+    loops = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp)
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.With) and any(ast.unparse(item.context_expr) == "guard" for item in node.items):
+            assert not [one.lineno for one in _in_this_frame(node) if isinstance(one, loops)]
+
+
+def _in_this_frame(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.GeneratorExp)):
+            yield from _in_this_frame(child)
 
 
 _STORE = (memory.__file__, bucket.__file__)

@@ -83,7 +83,7 @@ class Worker:
         self.own = f"own-{number}"
         self.acknowledged: dict[str, list[str]] = {self.own: [], "log": []}
         self.copies: dict[str, list[CheckpointTuple]] = {}
-        self.count = 0
+        self.count = self.names = 0
 
     async def work(self, saver: Any) -> None:
         for _ in range(40):
@@ -169,7 +169,8 @@ class Worker:
 
     async def copy(self, saver: Any, source: str) -> str | None:
         """Copy to a name that nobody else uses; return it if anything was there to be copied."""
-        target = f"copy-{self.number}-{len(self.copies)}-{source}"
+        self.names += 1
+        target = f"copy-{self.number}-{self.names}-{source}"
         await saver.acopy_thread(source, target)
         copied = await self.read(saver, target)
         if copied:

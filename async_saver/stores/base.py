@@ -53,7 +53,9 @@ class Store(ABC):
         """Iterate over the checkpoints that match, by descending id over all that is listed.
 
         What will be shown is fixed when the iteration starts: checkpoints put later do not appear, those deleted
-        since are skipped. Nothing is held between two steps, and an iterator may be dropped half read.
+        since are skipped. (Where it reads page after page, one put later of a lower id than it has come to may
+        appear.) Checkpoints of one id come in any order. Nothing is held between two steps, and an iterator may be
+        dropped half read.
         """
 
     @abstractmethod

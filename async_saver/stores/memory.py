@@ -65,8 +65,11 @@ class MemoryStore(Store):
         MemoryStore.__init__(twin)
         with guard:
             self._settle()
-            twin._replace({thread_id: _at_once(bucket.copy()) for thread_id, bucket in self._buckets.items()})
+            twin._replace(self._twins())
         return twin
+
+    def _twins(self) -> Mapping[str, Bucket]:
+        return {thread_id: _at_once(bucket.copy()) for thread_id, bucket in self._buckets.items()}
 
     def check(self) -> None:
         """Look whether counts, orders and indexes are what the stored records say; for tests, and whoever debugs.
@@ -74,18 +77,22 @@ class MemoryStore(Store):
         Raises:
             AssertionError: They are not. Its message says where, and quotes ids.
         """
-        faults: list[str] = []
-        runs: dict[str, set[str]] = {}
         with guard:
             self._settle()
-            for thread_id, bucket in self._buckets.items():
-                faults += [f"thread_id {thread_id!r}: {fault}" for fault in bucket.faults()]
-                for run_id in bucket.runs:
-                    runs.setdefault(run_id, set()).add(thread_id)
-            if self._runs != runs:
-                faults.append(f"the runs are {self._runs}, and follow as {runs}")
+            faults = self._faults()
         if faults:
             raise AssertionError("\n".join(faults))
+
+    def _faults(self) -> _Ids:
+        faults: _Ids = []
+        runs: dict[str, set[str]] = {}
+        for thread_id, bucket in self._buckets.items():
+            faults += [f"thread_id {thread_id!r}: {fault}" for fault in bucket.faults()]
+            for run_id in bucket.runs:
+                runs.setdefault(run_id, set()).add(thread_id)
+        if self._runs != runs:
+            faults.append(f"the runs are {self._runs}, and follow as {runs}")
+        return faults
 
     def _settle(self) -> None:
         """Finish a change that was cut off. The caller is in the guard."""
@@ -122,9 +129,9 @@ class MemoryStore(Store):
         with guard:
             self._settle()
             namespace = self._namespace(thread_id, checkpoint_ns)
-            if namespace is None:
-                return {channel: StoredHistory(None, ()) for channel in channels}
-            return namespace.delta_history(checkpoint_id, channels)
+            if namespace is not None:
+                return namespace.delta_history(checkpoint_id, channels)
+        return {channel: StoredHistory(None, ()) for channel in channels}
 
     def _namespace(self, thread_id: str, checkpoint_ns: str) -> Namespace | None:
         bucket = self._buckets.get(thread_id)
@@ -150,7 +157,10 @@ class MemoryStore(Store):
         """See `Store.run_threads`."""
         with guard:
             self._settle()
-            return [*{thread_id for run_id in run_ids for thread_id in self._runs.get(run_id, ())}]
+            return [*self._of_runs(run_ids)]
+
+    def _of_runs(self, run_ids: Iterable[str]) -> set[str]:
+        return {thread_id for run_id in run_ids for thread_id in self._runs.get(run_id, ())}
 
     async def put(
         self,
@@ -162,20 +172,29 @@ class MemoryStore(Store):
         """See `Store.put`."""
         with guard:
             self._settle()
-            steps: _Steps = []
-            bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
-            former = namespace.checkpoints.get(record.checkpoint_id)
-            _add_versions(namespace, record, former, dict(blobs), steps)
-            steps.append((setitem, (namespace.checkpoints, record.checkpoint_id, record)))
-            if not record.hidden and (former is None or former.hidden):
-                _add_in_order(namespace, "ids", namespace.ids, record.checkpoint_id, steps)
-                _add_in_order(bucket, "order", bucket.order, (record.checkpoint_id, checkpoint_ns), steps)
-            if record.delta_channels and not namespace.delta_channels.issuperset(record.delta_channels):
-                known = namespace.delta_channels.union(record.delta_channels)
-                steps.append((setattr, (namespace, "delta_channels", known)))
-            if record.run_id is not None:
-                self._add_run(thread_id, bucket, record.run_id, (record.checkpoint_id, checkpoint_ns), steps)
-            self._commit(steps)
+            self._commit(self._put(thread_id, checkpoint_ns, record, blobs))
+
+    def _put(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        record: CheckpointRecord,
+        blobs: Sequence[tuple[ChannelVersion, Blob]],
+    ) -> _Steps:
+        steps: _Steps = []
+        bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
+        former = namespace.checkpoints.get(record.checkpoint_id)
+        _add_versions(namespace, record, former, dict(blobs), steps)
+        steps.append((setitem, (namespace.checkpoints, record.checkpoint_id, record)))
+        if not record.hidden and (former is None or former.hidden):
+            _add_in_order(namespace, "ids", namespace.ids, record.checkpoint_id, steps)
+            _add_in_order(bucket, "order", bucket.order, (record.checkpoint_id, checkpoint_ns), steps)
+        if record.delta_channels and not namespace.delta_channels.issuperset(record.delta_channels):
+            known = namespace.delta_channels.union(record.delta_channels)
+            steps.append((setattr, (namespace, "delta_channels", known)))
+        if record.run_id is not None:
+            self._add_run(thread_id, bucket, record.run_id, (record.checkpoint_id, checkpoint_ns), steps)
+        return steps
 
     async def put_writes(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[WriteRecord]
@@ -185,22 +204,27 @@ class MemoryStore(Store):
             return
         with guard:
             self._settle()
-            steps: _Steps = []
-            bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
-            record = namespace.checkpoints.get(checkpoint_id)
-            if record is not None and record.hidden:
-                return  # deleted; what is rebuilt from it must not change
-            stored = namespace.writes.get(checkpoint_id)
-            if stored is None:
-                stored = {}
-                steps.append((setitem, (namespace.writes, checkpoint_id, stored)))
-            for write in writes:
-                key: WriteKey = (write.task_id, write.idx)
-                if write.idx < 0 or key not in stored:
-                    steps.append((setitem, (stored, key, write)))
-            for run_id in {write.run_id for write in writes if write.run_id is not None}:
-                self._add_run(thread_id, bucket, run_id, (checkpoint_id, checkpoint_ns), steps)
-            self._commit(steps)
+            self._commit(self._put_writes(thread_id, checkpoint_ns, checkpoint_id, writes))
+
+    def _put_writes(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[WriteRecord]
+    ) -> _Steps:
+        steps: _Steps = []
+        bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
+        record = namespace.checkpoints.get(checkpoint_id)
+        if record is not None and record.hidden:
+            return []  # deleted; what is rebuilt from it must not change
+        stored = namespace.writes.get(checkpoint_id)
+        if stored is None:
+            stored = {}
+            steps.append((setitem, (namespace.writes, checkpoint_id, stored)))
+        for write in writes:
+            key: WriteKey = (write.task_id, write.idx)
+            if write.idx < 0 or key not in stored:
+                steps.append((setitem, (stored, key, write)))
+        for run_id in {write.run_id for write in writes if write.run_id is not None}:
+            self._add_run(thread_id, bucket, run_id, (checkpoint_id, checkpoint_ns), steps)
+        return steps
 
     def _prepared(self, thread_id: str, checkpoint_ns: str, steps: _Steps) -> tuple[Bucket, Namespace]:
         """Return the bucket and namespace to write to, with the steps that make them part of the store."""
@@ -239,11 +263,7 @@ class MemoryStore(Store):
     async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """See `Store.delete_for_runs`."""
         runs = set(run_ids)
-
-        def affected() -> set[str]:
-            return {thread_id for run_id in runs for thread_id in self._runs.get(run_id, ())}
-
-        await self._remake(affected, lambda bucket: bucket.without_runs(runs), self._replace)
+        await self._remake(lambda: self._of_runs(runs), lambda bucket: bucket.without_runs(runs), self._replace)
 
     async def keep_latest(self, thread_ids: Sequence[str]) -> None:
         """See `Store.keep_latest`."""
@@ -291,21 +311,34 @@ class MemoryStore(Store):
             until = perf_counter() + _SLICE
             with guard:
                 self._settle()
-                while former is None and self._drafted(drafts, todo, until):
-                    wanted = ((thread_id, self._buckets.get(thread_id)) for thread_id in which())
-                    known = {thread_id: bucket for thread_id, bucket in wanted if bucket is not None}
-                    for thread_id, bucket in known.items():
-                        if not drafts.setdefault(thread_id, _Draft(make)).is_done(bucket):
-                            todo.append(thread_id)
-                    if not todo:
-                        former = put_in_place({thread_id: drafts[thread_id].made for thread_id in known})
+                made = self._made(which, make, drafts, todo, until)
+                if made is not None:
+                    former = put_in_place(made)
             if former is None:
                 await yield_to_loop()
         drafts.clear()
         await _let_go(former)
 
+    def _made(
+        self,
+        which: Callable[[], Iterable[str]],
+        make: Callable[[Bucket], Slices[Bucket | None]],
+        drafts: dict[str, "_Draft"],
+        todo: _Ids,
+        until: float,
+    ) -> Mapping[str, Bucket | None] | None:
+        """Work on the drafts of `todo` until a moment of `perf_counter`; return all, once they are of what is now."""
+        while self._drafted(drafts, todo, until):
+            wanted = ((thread_id, self._buckets.get(thread_id)) for thread_id in which())
+            known = {thread_id: bucket for thread_id, bucket in wanted if bucket is not None}
+            for thread_id, bucket in known.items():
+                if not drafts.setdefault(thread_id, _Draft(make)).is_done(bucket):
+                    todo.append(thread_id)
+            if not todo:
+                return {thread_id: drafts[thread_id].made for thread_id in known}
+        return None
+
     def _drafted(self, drafts: Mapping[str, "_Draft"], todo: _Ids, until: float) -> bool:
-        """Work on the drafts of `todo` until a moment of `perf_counter`; tell whether all are done."""
         while todo:
             bucket = self._buckets.get(todo[-1])
             if bucket is not None and not drafts[todo[-1]].go_on(bucket, until):
