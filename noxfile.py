@@ -53,7 +53,7 @@ def examples(session: nox.Session) -> None:
         session.run("python", str(example))
 
 
-@nox.session(python="3.12")
+@nox.session(python="3.13")
 def coverage(session: nox.Session) -> None:
     """The tests with branch coverage, all but those that interrupt at random moments."""
     session.install("-e", ".[dev]", "coverage[toml]")
