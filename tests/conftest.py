@@ -1,5 +1,6 @@
 """Fixtures: every backend, every store."""
 
+import signal
 from importlib.util import find_spec
 
 import pytest
@@ -15,6 +16,13 @@ if find_spec("uvloop"):
     _BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
 if find_spec("trio"):
     _BACKENDS.append(pytest.param("trio", id="trio"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_are_heeded() -> None:
+    """Also where the run was started in the background by a shell, whose children ignore Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=_BACKENDS)

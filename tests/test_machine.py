@@ -137,7 +137,7 @@ def _machine(backend: str, store: type[MemoryStore], saver: type[AsyncSaver]) ->
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_any_batches_of_concurrent_calls_do_what_the_model_does(backend: str) -> None:
     """Whatever was cancelled or overtaken: each call takes effect at once and in turn, or not at all."""
-    with_settings = settings(max_examples=150, stateful_step_count=12)
+    with_settings = settings(max_examples=100, stateful_step_count=12)
     run_state_machine_as_test(_machine(backend, MemoryStore, AsyncSaver), settings=with_settings)
 
 
