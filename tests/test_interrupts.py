@@ -359,7 +359,10 @@ def cut_at(number: int, work: Callable[[], object], files: "Container[str] | Non
                 raise Cut
         return at_line
 
-    former = sys.gettrace()
+    # A collection in the midst of the work would end generators that were cut before, line by line.
+    gc.collect()
+    former, collects = sys.gettrace(), gc.isenabled()
+    gc.disable()
     sys.settrace(of_frame)
     try:
         work()
@@ -367,6 +370,8 @@ def cut_at(number: int, work: Callable[[], object], files: "Container[str] | Non
         pass
     finally:
         sys.settrace(former)
+        if collects:
+            gc.enable()
     return left < 0
 
 
@@ -387,7 +392,7 @@ def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
     loop.close()
 
 
-@pytest.mark.usefixtures("_busy")
+@pytest.mark.usefixtures("_busy", "_frozen")
 @pytest.mark.parametrize("name", list(WRITERS))
 def test_a_write_interrupted_at_any_line_is_whole(name: str, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
     """Before or after, and sound; the guard is free, for other worker threads too, and the same call does its work."""
