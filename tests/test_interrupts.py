@@ -132,7 +132,19 @@ def _frozen() -> Iterator[None]:
 
 
 @pytest.fixture
-def alarms(_frozen: None) -> Iterator[Callable[..., Alarm]]:
+def _lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt that comes as a dropped generator is closed goes no further: Python loses it there."""
+    report = sys.unraisablehook
+
+    def lose(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            report(unraisable)
+
+    monkeypatch.setattr(sys, "unraisablehook", lose)
+
+
+@pytest.fixture
+def alarms(_frozen: None, _lost: None) -> Iterator[Callable[..., Alarm]]:
     """Makes an alarm, and takes every signal handler back in the end."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         pytest.skip("there are no timers that interrupt this thread")
