@@ -11,6 +11,7 @@ from async_saver.errors import (
     ThreadExistsError,
 )
 from async_saver.saver import AsyncSaver
+from async_saver.serde import FastJsonPlusSerializer
 from async_saver.stores.base import Store
 from async_saver.stores.memory import MemoryStore
 
@@ -22,6 +23,7 @@ __all__ = [
     "AsyncSaverError",
     "ConfigError",
     "DeserializationError",
+    "FastJsonPlusSerializer",
     "InMemorySaver",
     "InvalidTypeError",
     "InvalidValueError",

@@ -30,6 +30,7 @@ from async_saver.records import (
     WriteRecord,
     text,
 )
+from async_saver.serde import FastJsonPlusSerializer
 
 __all__ = ["Decoder", "config_of", "encode_checkpoint", "encode_writes", "record_of"]
 
@@ -176,17 +177,27 @@ class Decoder:
     waits, which is for sync callers: they read in their own worker thread.
     """
 
-    __slots__ = ("_serde", "_yielding")
+    __slots__ = ("_in_slices", "_serde", "_yielding")
 
     def __init__(self, serde: SerializerProtocol, *, yielding: bool = True) -> None:
         self._serde = serde
         self._yielding = yielding
+        # Not where a subclass reads in a way of its own.
+        own = FastJsonPlusSerializer.loads_typed
+        self._in_slices = yielding and getattr(type(serde), "loads_typed", None) is own
 
     async def _decode(self, blob: Blob, thread_id: str, what: str, channel: str = "") -> Any:
         if self._yielding:
             await keep_pace()
         try:
-            return self._serde.loads_typed(blob)
+            if not self._in_slices:
+                return self._serde.loads_typed(blob)
+            reading = cast(FastJsonPlusSerializer, self._serde).loads_in_slices(blob)
+            while True:
+                next(reading)
+                await keep_pace()
+        except StopIteration as end:
+            return end.value
         except Exception as exc:
             raise DeserializationError(
                 f"cannot read {_named(what, channel)} of thread_id {shown(thread_id)}, stored as "

@@ -31,6 +31,7 @@ from async_saver.guard import refuse_inside
 from async_saver.locks import ThreadLocks
 from async_saver.pace import keep_pace
 from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord, text
+from async_saver.serde import FastJsonPlusSerializer
 from async_saver.stores.base import Store
 from async_saver.stores.memory import MemoryStore
 
@@ -56,7 +57,7 @@ class AsyncSaver(
     In a subclass, each method is overridden by itself: an `aput` of its own does not change `put`, nor the reverse.
 
     Args:
-        serde: What serialises values; LangGraph's `JsonPlusSerializer` if none is given.
+        serde: What serialises values; a `FastJsonPlusSerializer` if none is given.
         store: Where checkpoints are kept; a `MemoryStore` of its own if none is given.
         factory: What makes the three mappings of InMemorySaver, such as a function that returns `PersistentDict`s.
             What they hold is loaded, and the last exit fills and closes them. Only without `store`.
@@ -90,7 +91,7 @@ class AsyncSaver(
         store: Store | None = None,
         factory: Callable[..., Any] = defaultdict,
     ) -> None:
-        super().__init__(serde=serde)
+        super().__init__(serde=serde if serde is not None else FastJsonPlusSerializer())
         self._shared = _Shared(store if store is not None else MemoryStore())
         if factory is not defaultdict:
             if store is not None:

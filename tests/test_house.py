@@ -13,7 +13,7 @@ _ROOT = Path(async_saver.__file__).parent
 
 # A module may import those of lower floors.
 _FLOORS = [
-    {"errors", "records", "pace"},
+    {"errors", "records", "pace", "serde"},
     {"guard", "locks", "stores.base", "stores.bucket"},
     {"bridge", "codec", "stores.memory", "testing"},
     {"compat"},
