@@ -186,8 +186,7 @@ class Writes(_View[WritesKey, "Mapping[WriteKey, Write]"]):
         thread_id, checkpoint_ns, checkpoint_id = key
         bucket = buckets.get(thread_id)
         namespace = bucket.namespaces.get(checkpoint_ns) if bucket is not None else None
-        writes = namespace.writes.get(checkpoint_id, {}) if namespace is not None else {}
-        return {key: _as_write(write) for key, write in writes.items()}
+        return _as_writes(namespace, checkpoint_id) if namespace is not None else {}
 
     def __getitem__(self, key: WritesKey) -> Mapping[WriteKey, Write]:
         return MappingProxyType(self._store.peek(lambda buckets: self._read(key, buckets)))
@@ -201,8 +200,7 @@ class Blobs(_View[BlobKey, Blob]):
             (thread_id, checkpoint_ns, *key)
             for thread_id, bucket in buckets.items()
             for checkpoint_ns, namespace in bucket.namespaces.items()
-            for key, version in namespace.versions.items()
-            if version.blob is not None
+            for key in namespace.history
         ]
 
     def _has(self, key: Any, buckets: Mapping[str, Bucket]) -> bool:
@@ -215,8 +213,7 @@ class Blobs(_View[BlobKey, Blob]):
         thread_id, checkpoint_ns, channel, version_id = key
         bucket = buckets.get(thread_id)
         namespace = bucket.namespaces.get(checkpoint_ns) if bucket is not None else None
-        version = namespace.versions.get((channel, version_id)) if namespace is not None else None
-        return version.blob if version is not None else None
+        return namespace.history.value((channel, version_id)) if namespace is not None else None
 
     def __getitem__(self, key: BlobKey) -> Blob:
         found = self._store.peek(lambda buckets: self._read(key, buckets))
@@ -225,8 +222,11 @@ class Blobs(_View[BlobKey, Blob]):
         return found
 
 
-def _as_write(write: WriteRecord) -> Write:
-    return write.task_id, write.channel, write.value, write.task_path
+def _as_writes(namespace: Namespace, checkpoint_id: str) -> dict[WriteKey, Write]:
+    return {
+        (write.task_id, write.idx): (write.task_id, write.channel, write.value, write.task_path)
+        for write in namespace.write_records(checkpoint_id)
+    }
 
 
 class Files(AbstractContextManager["Files", None]):
@@ -344,9 +344,9 @@ def _contents(
         for ns, namespace in bucket.namespaces.items():
             for checkpoint_id, record in namespace.checkpoints.items():
                 records[thread_id, ns, checkpoint_id] = record
-            for checkpoint_id, stored in namespace.writes.items():
-                writes[thread_id, ns, checkpoint_id] = {key: _as_write(write) for key, write in stored.items()}
-            for key, version in namespace.versions.items():
-                if version.blob is not None:
-                    blobs[(thread_id, ns, *key)] = version.blob
+            for checkpoint_id in namespace.writes:
+                writes[thread_id, ns, checkpoint_id] = _as_writes(namespace, checkpoint_id)
+            for key in namespace.history:
+                if (blob := namespace.history.value(key)) is not None:
+                    blobs[(thread_id, ns, *key)] = blob
     return records, writes, blobs

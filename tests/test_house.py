@@ -14,7 +14,8 @@ _ROOT = Path(async_saver.__file__).parent
 # A module may import those of lower floors.
 _FLOORS = [
     {"errors", "records", "pace", "serde"},
-    {"guard", "locks", "stores.base", "stores.bucket"},
+    {"guard", "locks", "stores.base", "stores.history"},
+    {"stores.bucket"},
     {"bridge", "codec", "stores.memory", "testing"},
     {"compat"},
     {"saver"},

@@ -5,10 +5,9 @@ can be done a slice at a time (`Slices`). Between two slices the conversation mu
 """
 
 from bisect import insort
-from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from heapq import merge
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeVar
 
 from langgraph.checkpoint.base import writes_sort_key
 
@@ -22,33 +21,26 @@ from async_saver.records import (
     StoredHistory,
     WriteRecord,
 )
+from async_saver.stores.history import History, Kept, Shared, Slices
 
-__all__ = ["Bucket", "Namespace", "Slices", "Version", "WriteKey", "with_inserted"]
+__all__ = ["Bucket", "Namespace", "Write", "WriteKey", "with_inserted"]
 
 WriteKey = tuple[str, int]
 """A write's `(task_id, idx)`."""
 
 _Ordered = TypeVar("_Ordered", str, tuple[str, str])
-_T = TypeVar("_T")
-
-Slices: TypeAlias = Generator[None, None, _T]
-"""Work that may be interrupted wherever it yields."""
 
 Mark = tuple[str, str]
 """A checkpoint's id, and a channel whose value at some descendant is rebuilt from that checkpoint's writes or blob."""
 
 
-class Version:
-    """One stored version of a channel, and how many of its namespace's checkpoints need it.
+class Write(NamedTuple):
+    """What is kept of a `WriteRecord` beside its `WriteKey`."""
 
-    `blob` is None while checkpoints name the version but no put has brought its value.
-    """
-
-    __slots__ = ("blob", "needed")
-
-    def __init__(self, blob: Blob | None, needed: int) -> None:
-        self.blob: Blob | None = blob
-        self.needed: int = needed
+    channel: str
+    value: Kept
+    task_path: str
+    run_id: str | None
 
 
 class Namespace:
@@ -58,18 +50,18 @@ class Namespace:
         ids: The ids of the checkpoints in sight, ascending. It only ever grows at its end; any other change puts a
             new list in its place. So a list and a length are a snapshot that costs nothing.
         checkpoints: Every checkpoint by id, those in sight and those kept only for rebuilding.
-        versions: What is known of each channel version.
+        history: The values of the channels' versions.
         writes: Pending writes by checkpoint id, also of checkpoints that are not stored (yet).
         delta_channels: The channels that any checkpoint here showed to be a `DeltaChannel`.
     """
 
-    __slots__ = ("checkpoints", "delta_channels", "ids", "versions", "writes")
+    __slots__ = ("checkpoints", "delta_channels", "history", "ids", "writes")
 
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.checkpoints: dict[str, CheckpointRecord] = {}
-        self.versions: dict[ChannelVersion, Version] = {}
-        self.writes: dict[str, dict[WriteKey, WriteRecord]] = {}
+        self.history: History = History()
+        self.writes: dict[str, dict[WriteKey, Write]] = {}
         self.delta_channels: frozenset[str] = frozenset()
 
     def visible(self, checkpoint_id: str | None) -> CheckpointRecord | None:
@@ -79,15 +71,24 @@ class Namespace:
         record = self.checkpoints.get(checkpoint_id)
         return None if record is None or record.hidden else record
 
-    def value(self, channel_version: ChannelVersion) -> Blob | None:
+    def has_value(self, version: ChannelVersion) -> bool:
+        """Tell whether a value is stored for a version, and not an empty one."""
+        return self.history.kind(version) not in (None, EMPTY[0])
+
+    def value(self, version: ChannelVersion) -> Blob | None:
         """Return the value stored for a version; None where there is none, or an empty one."""
-        version = self.versions.get(channel_version)
-        return None if version is None or version.blob is None or version.blob[0] == EMPTY[0] else version.blob
+        return self.history.value(version) if self.has_value(version) else None
+
+    def write_records(self, checkpoint_id: str) -> list[WriteRecord]:
+        """Return a checkpoint's pending writes in the order in which they were stored."""
+        return [
+            WriteRecord(*key, write.channel, self.history.whole(write.value), write.task_path, write.run_id)
+            for key, write in self.writes.get(checkpoint_id, {}).items()
+        ]
 
     def sorted_writes(self, checkpoint_id: str) -> list[WriteRecord]:
         """Return a checkpoint's pending writes in the order in which the run applied them."""
-        writes = self.writes.get(checkpoint_id)
-        return sorted(writes.values(), key=_write_order) if writes else []
+        return sorted(self.write_records(checkpoint_id), key=_write_order)
 
     def read(self, thread_id: str, checkpoint_ns: str, record: CheckpointRecord) -> StoredCheckpoint:
         """Return a checkpoint with its values and pending writes."""
@@ -124,7 +125,7 @@ class Namespace:
     def _rebuilt(self, record: CheckpointRecord) -> list[str]:
         """Return the channels that a checkpoint knows but holds no value of: their values are rebuilt."""
         delta = self.delta_channels
-        return [key[0] for key in record.versions if key[0] in delta and self.value(key) is None] if delta else []
+        return [key[0] for key in record.versions if key[0] in delta and not self.has_value(key)] if delta else []
 
     def _marks(self, checkpoint_ids: Iterable[str]) -> Slices[set[Mark]]:
         """Return everything that the rebuilt values of these checkpoints rest on."""
@@ -139,7 +140,7 @@ class Namespace:
                     if mark in marks:
                         break
                     marks.add(mark)
-                    if any(key[0] == channel and self.value(key) is not None for key in ancestor.versions):
+                    if any(key[0] == channel and self.has_value(key) for key in ancestor.versions):
                         break
         return marks
 
@@ -169,6 +170,7 @@ class Namespace:
             yield
             if checkpoint_id not in self.checkpoints and [checkpoint_id] > latest:
                 kept.writes[checkpoint_id] = writes
+        yield from kept._adopt_writes(self)
         return kept
 
     def without_runs(self, run_ids: Collection[str]) -> Slices["Namespace"]:
@@ -195,45 +197,53 @@ class Namespace:
                 kept.writes[checkpoint_id] = left
             else:
                 del kept.writes[checkpoint_id]
+        yield from kept._adopt_writes(self)
         return kept
 
     def _keeping(self, stay: list[str], marks: Collection[Mark]) -> Slices["Namespace"]:
-        """Return a namespace with these checkpoints in sight, and out of sight what `marks` rests on beside them."""
+        """Return a namespace with these checkpoints in sight, and out of sight what `marks` rests on beside them.
+
+        Of the writes it has those of its checkpoints, as they were kept here.
+        """
         kept = Namespace()
         kept.ids = stay
         kept.delta_channels = self.delta_channels
         for checkpoint_id in stay:
             yield
-            kept._take(self, self.checkpoints[checkpoint_id])
+            kept.checkpoints[checkpoint_id] = self.checkpoints[checkpoint_id]
             if checkpoint_id in self.writes:
                 kept.writes[checkpoint_id] = self.writes[checkpoint_id]
         for checkpoint_id in {mark[0] for mark in marks} - kept.checkpoints.keys():
             yield
             record = self.checkpoints[checkpoint_id]
             versions = tuple(key for key in record.versions if (checkpoint_id, key[0]) in marks)
-            kept._take(self, record._replace(checkpoint=EMPTY, metadata=EMPTY, versions=versions))
+            kept.checkpoints[checkpoint_id] = record._replace(checkpoint=EMPTY, metadata=EMPTY, versions=versions)
             writes = self.writes.get(checkpoint_id, {})
             if needed := {key: write for key, write in writes.items() if (checkpoint_id, write.channel) in marks}:
                 kept.writes[checkpoint_id] = needed
+        versions_left: set[ChannelVersion] = set()
+        for record in kept.checkpoints.values():
+            yield
+            versions_left.update(record.versions)
+        kept.history = yield from self.history.only(versions_left)
         return kept
 
-    def _take(self, source: "Namespace", record: CheckpointRecord) -> None:
-        """Add a checkpoint, with the versions that it needs, from another namespace."""
-        self.checkpoints[record.checkpoint_id] = record
-        for key in record.versions:
-            if (mine := self.versions.get(key)) is not None:
-                mine.needed += 1
-            elif (theirs := source.versions.get(key)) is not None:
-                self.versions[key] = Version(theirs.blob, 1)
+    def _adopt_writes(self, source: "Namespace") -> Slices[None]:
+        """Keep the values of writes, which were kept beside another history, beside the own one."""
+        for checkpoint_id, writes in self.writes.items():
+            yield
+            if any(isinstance(write.value, Shared) for write in writes.values()):
+                self.writes[checkpoint_id] = {
+                    key: write._replace(value=self.history.adopted(write.value, source.history))
+                    for key, write in writes.items()
+                }
 
     def copy(self) -> Slices["Namespace"]:
         """Return an independent copy; records and bytes are shared."""
         twin = Namespace()
         twin.ids = self.ids.copy()
         twin.checkpoints = self.checkpoints.copy()
-        for key, version in self.versions.items():
-            yield
-            twin.versions[key] = Version(version.blob, version.needed)
+        twin.history = self.history.copy()
         for checkpoint_id, writes in self.writes.items():
             yield
             twin.writes[checkpoint_id] = writes.copy()
@@ -245,16 +255,13 @@ class Namespace:
         in_sight = sorted(i for i, record in self.checkpoints.items() if not record.hidden)
         if self.ids != in_sight:
             yield f"the ids in sight are {in_sight}, and listed are {self.ids}"
-        needed = Counter(key for record in self.checkpoints.values() for key in record.versions)
-        counted = {key: version.needed for key, version in self.versions.items() if version.needed}
-        if counted != needed:
-            yield f"needed are {dict(needed)}, and counted {counted}"
+        yield from self.history.faults(write.value for writes in self.writes.values() for write in writes.values())
         for checkpoint_id, record in self.checkpoints.items():
             if record.checkpoint_id != checkpoint_id:
                 yield f"the checkpoint {record.checkpoint_id!r} is stored as {checkpoint_id!r}"
         for checkpoint_id, writes in self.writes.items():
-            if not writes or any(key != (write.task_id, write.idx) for key, write in writes.items()):
-                yield f"the writes of checkpoint {checkpoint_id!r} are none, or stored by wrong keys"
+            if not writes:
+                yield f"the writes of checkpoint {checkpoint_id!r} are none"
 
 
 class Bucket:
@@ -322,7 +329,8 @@ class Bucket:
         """Empty what `successor` has not taken over. At once, as a reference is dropped, it may take milliseconds."""
         for ns, namespace in self.namespaces.items():
             if successor is None or successor.namespaces.get(ns) is not namespace:
-                for contents in (namespace.checkpoints, namespace.versions, namespace.writes):
+                yield from namespace.history.dismantle()
+                for contents in (namespace.checkpoints, namespace.writes):
                     while contents:
                         for _ in range(min(len(contents), 64)):
                             contents.popitem()

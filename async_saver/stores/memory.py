@@ -28,12 +28,12 @@ from async_saver.records import (
     WriteRecord,
 )
 from async_saver.stores.base import Store
-from async_saver.stores.bucket import Bucket, Namespace, Slices, Version, WriteKey, with_inserted
+from async_saver.stores.bucket import Bucket, Namespace, Write, WriteKey, with_inserted
+from async_saver.stores.history import Slices, Step, append_once
 
 __all__ = ["MemoryStore"]
 
-_Step = tuple[Callable[..., object], tuple[Any, ...]]
-_Steps = list[_Step]
+_Steps = list[Step]
 _Key = tuple[str, str]
 _Ordered = TypeVar("_Ordered", str, tuple[str, str])
 _T = TypeVar("_T")
@@ -184,7 +184,7 @@ class MemoryStore(Store):
         steps: _Steps = []
         bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
         former = namespace.checkpoints.get(record.checkpoint_id)
-        _add_versions(namespace, record, former, dict(blobs), steps)
+        steps += namespace.history.added(dict(blobs))
         steps.append((setitem, (namespace.checkpoints, record.checkpoint_id, record)))
         if not record.hidden and (former is None or former.hidden):
             _add_in_order(namespace, "ids", namespace.ids, record.checkpoint_id, steps)
@@ -221,7 +221,8 @@ class MemoryStore(Store):
         for write in writes:
             key: WriteKey = (write.task_id, write.idx)
             if write.idx < 0 or key not in stored:
-                steps.append((setitem, (stored, key, write)))
+                value = namespace.history.shared(write.value)
+                steps.append((setitem, (stored, key, Write(write.channel, value, write.task_path, write.run_id))))
         for run_id in {write.run_id for write in writes if write.run_id is not None}:
             self._add_run(thread_id, bucket, run_id, (checkpoint_id, checkpoint_ns), steps)
         return steps
@@ -430,44 +431,12 @@ def _at_once(work: Slices[_T]) -> _T:
             return cast(_T, end.value)
 
 
-def _add_versions(
-    namespace: Namespace,
-    record: CheckpointRecord,
-    former: CheckpointRecord | None,
-    blobs: dict[ChannelVersion, Blob],
-    steps: _Steps,
-) -> None:
-    """Append the steps that store `blobs` and count who needs which version once `record` replaces `former`."""
-    versions = namespace.versions
-    held = set(former.versions) if former is not None else ()
-    for key in record.versions:
-        version, blob = versions.get(key), blobs.pop(key, None)
-        needed = 1 if version is None else version.needed + (key not in held)
-        if version is None or blob is not None:
-            steps.append((setitem, (versions, key, Version(blob, needed))))
-        elif needed != version.needed:
-            steps.append((setattr, (version, "needed", needed)))
-    # Not among this checkpoint's versions: kept for a later one.
-    for key, blob in blobs.items():
-        version = versions.get(key)
-        needed = 0 if version is None else version.needed - (key in held)
-        steps.append((setitem, (versions, key, Version(blob, needed))))
-    # No longer needed here. Kept all the same: a checkpoint that comes later may name it, as it may with InMemorySaver.
-    for key in set(held).difference(record.versions, blobs):
-        steps.append((setattr, (versions[key], "needed", versions[key].needed - 1)))
-
-
 def _add_in_order(owner: object, name: str, ascending: list[_Ordered], item: _Ordered, steps: _Steps) -> None:
     """Append the step that adds `item` to a list of `owner` in which it is not yet."""
     if not ascending or item > ascending[-1]:
-        steps.append((_append_once, (ascending, item)))
+        steps.append((append_once, (ascending, item)))
     else:
         steps.append((setattr, (owner, name, with_inserted(ascending, item))))
-
-
-def _append_once(items: list[_Ordered], item: _Ordered) -> None:
-    if not items or items[-1] != item:
-        items.append(item)
 
 
 class _Found(AsyncIterator[StoredCheckpoint]):
