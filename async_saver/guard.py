@@ -13,7 +13,8 @@ guard: threading.RLock = threading.RLock()
 
 One for the process and not one a store, so that a fork has one lock to take, and a copied store none to carry. A fork
 that came while another worker thread held it would leave the child a lock that nobody releases. It is reentrant for
-what interrupts its holder: a signal handler that forks, or that looks at what is stored.
+what interrupts its holder: a signal handler that forks, or that looks at what is stored. Nothing raises in it but what
+interrupts it: where a signal comes as an exception leaves a `with` statement, Python 3.10 does not call its exit.
 """
 
 if hasattr(os, "register_at_fork"):

@@ -404,6 +404,31 @@ def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
     loop.close()
 
 
+@pytest.mark.parametrize("name", ["random calls", "copy"])
+def test_nothing_raises_in_the_guard(name: str, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    """Where an interrupt meets an exception that leaves a `with`, Python 3.10 does not call its exit."""
+    saver = AsyncSaver(store=run(filled(4, ("",))))
+    draw = random.Random(3)
+    raised = []
+
+    async def some() -> None:
+        for _ in range(200):
+            with suppress(ThreadExistsError):
+                await (random_call(saver, draw) if name != "copy" else saver.acopy_thread("t", "t"))
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "exception" and "guard" in frame.f_code.co_names and guard._is_owned():  # type: ignore[attr-defined]
+            raised.append((frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name, arg))
+        return trace
+
+    sys.settrace(trace)
+    try:
+        run(some())
+    finally:
+        sys.settrace(None)
+    assert not raised
+
+
 @pytest.mark.usefixtures("_busy", "_frozen")
 @pytest.mark.parametrize("name", list(WRITERS))
 def test_a_write_interrupted_at_any_line_is_whole(name: str, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:

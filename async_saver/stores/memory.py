@@ -272,18 +272,17 @@ class MemoryStore(Store):
 
     async def copy(self, source_thread_id: str, target_thread_id: str) -> None:
         """See `Store.copy`."""
+        taken = self.holds(target_thread_id)
 
         def put_in_place(made: Mapping[str, Bucket | None]) -> _Formers:
-            self._refuse_target(source_thread_id, target_thread_id)
-            return self._replace({target_thread_id: made[source_thread_id]} if made else {})
+            nonlocal taken
+            taken = target_thread_id in self._buckets
+            return self._replace({target_thread_id: made[source_thread_id]} if made and not taken else {})
 
-        with guard:
-            self._settle()
-            self._refuse_target(source_thread_id, target_thread_id)
-        await self._remake(lambda: [source_thread_id], Bucket.copy, put_in_place)
-
-    def _refuse_target(self, source_thread_id: str, target_thread_id: str) -> None:
-        if target_thread_id in self._buckets:
+        if not taken:
+            await self._remake(lambda: [source_thread_id], Bucket.copy, put_in_place)
+        if taken:
+            # Not in the guard: Python 3.10 may leave it without releasing it where an interrupt meets an exception.
             raise ThreadExistsError(
                 f"cannot copy thread_id {shown(source_thread_id)} to {shown(target_thread_id)}: the target holds "
                 "a conversation already; delete it first, or copy to a thread_id that is not in use"
