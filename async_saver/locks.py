@@ -1,70 +1,123 @@
-"""One anyio lock per conversation and event loop, for as long as somebody holds or awaits it."""
+"""One lock per conversation and event loop, for as long as somebody holds or awaits it."""
 
+import weakref
+from asyncio import get_running_loop
+from collections.abc import Hashable
 from contextlib import suppress
 from types import TracebackType
-from weakref import WeakValueDictionary
 
-from anyio import Lock, WouldBlock
-from anyio.lowlevel import EventLoopToken, current_token
+from anyio import Lock, Semaphore
+from anyio.lowlevel import current_token
+
+try:
+    from sniffio import thread_local as _sniffed
+except ImportError:  # anyio does without, where it is not installed
+    _sniffed = None  # type: ignore[assignment]
 
 __all__ = ["ThreadLocks"]
 
 
-_Key = tuple[EventLoopToken, str]
+_Key = tuple[Hashable, str]
 
 
 class ThreadLocks:
     """Lets the calls on one conversation through one after the other, in the order in which they came.
 
-    No lock is ever shared by two event loops: each loop has its own for the same `thread_id`. A lock is forgotten by
-    the last one who releases it. And it is only referred to by the frames that hold or await it: one whose holder was
-    torn away by an interrupt is forgotten with them, as there is no count of users to be put right.
+    The first to come takes the conversation by an entry here, which costs next to nothing; those who find it taken
+    make an anyio `Lock` to queue at. No lock is ever shared by two event loops: each has its own for the same
+    `thread_id`. The last one who leaves takes the entry away. And it is only referred to by the frames that hold or
+    await it: one whose holder was torn away by an interrupt ends with them, as there is no count of users to be put
+    right.
     """
 
     def __init__(self) -> None:
-        self._locks: WeakValueDictionary[_Key, Lock] = WeakValueDictionary()
+        self._locks: dict[_Key, weakref.ref[_Lock]] = {}
 
     def __len__(self) -> int:
         """Return how many locks are held or awaited now."""
-        return len(self._locks)
+        return sum(one() is not None for one in list(self._locks.values()))
 
     def holding(self, *thread_ids: str) -> "_Holding":
         """Return a context manager that holds the locks of these conversations."""
         return _Holding(self._locks, thread_ids)
 
 
+class _Lock:
+    """One conversation's lock on one loop, from the first who holds it to the last who does.
+
+    Attributes:
+        taken: Whether the first still holds it.
+        queue: Where those wait who came later; who owns it is the next to hold the lock, or does.
+        left: What the one who owns the queue waits for, until the first has left. (Not an `Event`: on trio an interrupt
+            may come when a task has said that it waits for it, and does not yet.)
+    """
+
+    __slots__ = ("__weakref__", "left", "queue", "taken")
+
+    def __init__(self) -> None:
+        self.taken = True
+        self.queue: Lock | None = None
+        self.left: Semaphore | None = None
+
+    async def wait(self) -> None:
+        """Hold the lock once all others before have left."""
+        if self.queue is None or self.left is None:
+            self.queue, self.left = Lock(), Semaphore(0)
+        try:
+            await self.queue.acquire()
+            if self.taken:
+                await self.left.acquire()
+        except BaseException:
+            # What interrupts may come when the queue has just become this task's; else it may not release it.
+            with suppress(RuntimeError):
+                self.queue.release()
+            raise
+
+    def leave(self, first: bool) -> None:
+        """Let the next one hold the lock."""
+        if first:
+            self.taken = False
+            if self.left is not None:
+                self.left.release()
+        elif self.queue is not None:
+            self.queue.release()
+
+    def is_free(self) -> bool:
+        """Tell whether nobody holds or awaits the lock."""
+        return not self.taken and (self.queue is None or not self.queue.locked())
+
+
 class _Holding:
     __slots__ = ("_held", "_locks", "_thread_ids")
 
-    def __init__(self, locks: WeakValueDictionary[_Key, Lock], thread_ids: tuple[str, ...]) -> None:
+    def __init__(self, locks: dict[_Key, "weakref.ref[_Lock]"], thread_ids: tuple[str, ...]) -> None:
         self._locks = locks
         # Sorted, so that two calls that want the same two locks cannot each wait for the other.
         self._thread_ids = thread_ids if len(thread_ids) == 1 else sorted(set(thread_ids))
-        self._held: list[tuple[_Key, Lock]] = []
+        self._held: list[tuple[_Key, _Lock, bool]] = []
 
     async def __aenter__(self) -> None:
-        loop = current_token()
-        for thread_id in self._thread_ids:
-            key = (loop, thread_id)
-            lock = self._locks.get(key)
-            if lock is None:
+        loop = _current_loop()
+        try:
+            for thread_id in self._thread_ids:
                 # Only this loop uses this key, and there is no await between the look and the entry.
-                lock = self._locks[key] = Lock()
-            held = (key, lock)
-            try:
+                key = (loop, thread_id)
+                found = self._locks.get(key)
+                lock = found() if found is not None else None
+                if lock is None:
+                    lock = _Lock()
+                    self._held.append((key, lock, True))
+                    self._locks[key] = weakref.ref(lock)
+                    continue
                 try:
-                    lock.acquire_nowait()
-                except WouldBlock:
-                    await lock.acquire()
-                self._held.append(held)
-            except BaseException as exc:
-                if isinstance(exc, KeyboardInterrupt) and held not in self._held:
-                    # It may have come when the lock had just become this task's.
-                    with suppress(RuntimeError):
-                        lock.release()
-                self._forget(*held)
-                self._release()
-                raise
+                    await lock.wait()
+                    self._held.append((key, lock, False))
+                except BaseException:
+                    self._forget(key, lock)
+                    raise
+        except BaseException:
+            self._release()
+            raise
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
@@ -72,13 +125,24 @@ class _Holding:
         self._release()
 
     def _release(self) -> None:
-        for key, lock in self._held:
-            lock.release()
+        for key, lock, first in self._held:
+            lock.leave(first)
             self._forget(key, lock)
         self._held.clear()
 
-    def _forget(self, key: _Key, lock: Lock) -> None:
-        """Forget a lock that nobody holds; whoever awaited it would hold it now."""
+    def _forget(self, key: _Key, lock: _Lock) -> None:
+        """Take away the entry of a lock that is free."""
         # A waiter that was cancelled may come last, when the next call has made a lock of its own.
-        if not lock.locked() and self._locks.get(key) is lock:
-            del self._locks[key]
+        if lock.is_free():
+            found = self._locks.get(key)
+            if found is not None and found() is lock:
+                del self._locks[key]
+
+
+def _current_loop() -> Hashable:
+    """Return what is the same for all tasks of one event loop, and no others."""
+    # anyio's token is the same in ten times the time. Trio says its name also where it runs as a guest of asyncio.
+    if _sniffed is not None and _sniffed.name is None:
+        with suppress(RuntimeError):
+            return get_running_loop()
+    return current_token()

@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import copy
+import faulthandler
 import gc
 import inspect
 import linecache
@@ -86,6 +87,7 @@ class Alarm:
     def handle(self, signum: int, frame: "FrameType | None") -> None:
         """Handle SIGALRM."""
         if self._watching:
+            faulthandler.dump_traceback(sys.__stderr__)
             raise AssertionError("what came after an interrupt hangs")
         if not self._armed:
             return
