@@ -19,7 +19,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from ormsgpack import MsgpackEncodeError
 
 from async_saver.errors import DeserializationError, SerializationError, shown
-from async_saver.pace import keep_pace
+from async_saver.pace import Slices
 from async_saver.records import (
     EMPTY,
     Blob,
@@ -33,6 +33,12 @@ from async_saver.records import (
 from async_saver.serde import FastJsonPlusSerializer
 
 __all__ = ["Decoder", "config_of", "encode_checkpoint", "encode_writes", "record_of"]
+
+_SLICE = 16 * 1024  # bytes that are read between two looks whether it is time to yield
+_EACH = 64  # bytes that take as long as what reading anything takes beside its bytes
+_FAST = FastJsonPlusSerializer.loads_typed
+
+_CHANNEL, _WRITE, _METADATA = "channel", "a write to channel", "the metadata"
 
 
 def config_of(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> RunnableConfig:
@@ -60,25 +66,32 @@ def encode_checkpoint(
         SerializationError: A value, the metadata or the checkpoint itself cannot be serialised.
     """
     values = checkpoint["channel_values"]
-    blobs = [
-        (
-            (channel, version),
-            _encode(serde, values[channel], thread_id, "channel", channel) if channel in values else EMPTY,
-        )
-        for channel, version in new_versions.items()
-    ]
-    rest = {key: value for key, value in checkpoint.items() if key != "channel_values"}
+    rest: dict[str, object] = {**checkpoint}
+    del rest["channel_values"]
     full_metadata = get_checkpoint_metadata(config, metadata)
-    record = record_of(
-        checkpoint,
-        full_metadata,
-        parent_id=_parent_id(config),
-        # As it was given: get_checkpoint_metadata takes NULs out of text, and drops a UUID.
-        run_id=metadata.get("run_id", _run_id(config)),
-        encoded_checkpoint=_encode(serde, rest, thread_id, "the checkpoint"),
-        encoded_metadata=_encode(serde, full_metadata, thread_id, "the metadata"),
-    )
-    snapshots = [channel for channel in new_versions if isinstance(values.get(channel), _DeltaSnapshot)]
+    blobs: list[tuple[ChannelVersion, Blob]] = []
+    snapshots: list[str] = []
+    dumps = serde.dumps_typed
+    what, channel, value = _CHANNEL, "", cast(object, None)
+    try:
+        for channel, version in new_versions.items():
+            if channel in values:
+                value = values[channel]
+                blobs.append(((channel, version), _frozen(dumps(value))))
+                if isinstance(value, _DeltaSnapshot):
+                    snapshots.append(channel)
+            else:
+                blobs.append(((channel, version), EMPTY))
+        what, value = "the checkpoint", rest
+        encoded_checkpoint = _frozen(dumps(value))
+        what, value = _METADATA, full_metadata
+        encoded_metadata = _frozen(dumps(value))
+    except Exception as exc:
+        raise _unserialisable(exc, value, thread_id, what, channel) from exc
+    # As it was given: get_checkpoint_metadata takes NULs out of text, and drops a UUID.
+    run_id = metadata["run_id"] if "run_id" in metadata else _run_id(config)
+    parent_id = _parent_id(config)
+    record = record_of(checkpoint, full_metadata, parent_id, run_id, encoded_checkpoint, encoded_metadata)
     if snapshots:
         record = record._replace(delta_channels=tuple({*record.delta_channels, *snapshots}))
     return record, blobs
@@ -87,7 +100,6 @@ def encode_checkpoint(
 def record_of(
     checkpoint: Checkpoint,
     metadata: CheckpointMetadata,
-    *,
     parent_id: str | None,
     run_id: object,
     encoded_checkpoint: Blob,
@@ -95,13 +107,13 @@ def record_of(
 ) -> CheckpointRecord:
     """Return the record of a checkpoint that is serialised already; its `channel_values` are not looked at."""
     return CheckpointRecord(
-        checkpoint_id=text(checkpoint["id"]),
-        parent_id=parent_id,
-        checkpoint=encoded_checkpoint,
-        metadata=encoded_metadata,
-        versions=tuple(checkpoint["channel_versions"].items()),
-        run_id=None if run_id is None else text(run_id),
-        delta_channels=tuple(metadata.get("counters_since_delta_snapshot") or ()),
+        text(checkpoint["id"]),
+        parent_id,
+        encoded_checkpoint,
+        encoded_metadata,
+        tuple(checkpoint["channel_versions"].items()),
+        None if run_id is None else text(run_id),
+        tuple(metadata.get("counters_since_delta_snapshot") or ()),
     )
 
 
@@ -119,17 +131,16 @@ def encode_writes(
         SerializationError: A value cannot be serialised.
     """
     run_id = _run_id(config)
-    return [
-        WriteRecord(
-            task_id,
-            WRITES_IDX_MAP.get(channel, idx),
-            channel,
-            _encode(serde, value, thread_id, "a write to channel", channel),
-            task_path,
-            run_id,
-        )
-        for idx, (channel, value) in enumerate(writes)
-    ]
+    dumps = serde.dumps_typed
+    records: list[WriteRecord] = []
+    channel, value = "", cast(object, None)
+    try:
+        for channel, value in writes:
+            idx = WRITES_IDX_MAP.get(channel, len(records))
+            records.append(WriteRecord(task_id, idx, channel, _frozen(dumps(value)), task_path, run_id))
+    except Exception as exc:
+        raise _unserialisable(exc, value, thread_id, _WRITE, channel) from exc
+    return records
 
 
 def _parent_id(config: RunnableConfig) -> str | None:
@@ -139,26 +150,27 @@ def _parent_id(config: RunnableConfig) -> str | None:
 
 def _run_id(config: RunnableConfig) -> str | None:
     """Return the run that a config names, where `get_checkpoint_metadata` would find it."""
-    for part in (config.get("metadata"), config.get("configurable")):
-        if part and (run_id := part.get("run_id")) is not None:
+    for part in ("metadata", "configurable"):
+        if part in config and (run_id := (config[part] or {}).get("run_id")) is not None:
             return text(run_id)
     return None
 
 
-def _encode(serde: SerializerProtocol, value: object, thread_id: str, what: str, channel: str = "") -> Blob:
-    try:
-        kind, data = serde.dumps_typed(value)
-    except Exception as exc:
-        # ormsgpack's messages name types and limits only; another serializer's might quote the value.
-        why = f" ({exc})" if isinstance(exc, MsgpackEncodeError) else ""
-        raise SerializationError(
-            f"cannot serialise {_named(what, channel)} of thread_id {shown(thread_id)}: its value is of type "
-            f"{_type_name(value)}{why}; nothing was stored. Keep such values out of the state (LangGraph's "
-            "UntrackedValue is for them), or give the saver a serde that takes them, for instance "
-            "JsonPlusSerializer(pickle_fallback=True)"
-        ) from exc
-    # A bytearray comes back from the default serializer as it is, and its owner may go on to change it.
-    return (kind, bytes(data)) if isinstance(data, (bytearray, memoryview)) else (kind, data)
+def _frozen(blob: Blob) -> Blob:
+    """Return a value whose bytes cannot change: a bytearray comes back from a serializer as it is, from its owner."""
+    data = blob[1]
+    return blob if type(data) is bytes or not isinstance(data, (bytearray, memoryview)) else (blob[0], bytes(data))
+
+
+def _unserialisable(exc: Exception, value: object, thread_id: str, what: str, channel: str) -> SerializationError:
+    # ormsgpack's messages name types and limits only; another serializer's might quote the value.
+    why = f" ({exc})" if isinstance(exc, MsgpackEncodeError) else ""
+    return SerializationError(
+        f"cannot serialise {_named(what, channel)} of thread_id {shown(thread_id)}: its value is of type "
+        f"{_type_name(value)}{why}; nothing was stored. Keep such values out of the state (LangGraph's "
+        "UntrackedValue is for them), or give the saver a serde that takes them, for instance "
+        "JsonPlusSerializer(pickle_fallback=True)"
+    )
 
 
 def _named(what: str, channel: str) -> str:
@@ -171,65 +183,85 @@ def _type_name(value: object) -> str:
 
 
 class Decoder:
-    """Reads stored records with one serde, and yields to the event loop when that takes long.
+    """Reads stored records with one serde, in slices; stored bytes never change, so it may be interrupted between two.
 
-    Stored bytes never change, so a yield in the middle of a checkpoint does no harm. Without `yielding` it never
-    waits, which is for sync callers: they read in their own worker thread.
+    What is short is read in one slice with what is beside it. What is long is read in slices if the serde can do that.
     """
 
-    __slots__ = ("_in_slices", "_serde", "_yielding")
+    __slots__ = ("_left", "_serde", "_slice", "_slicing")
 
-    def __init__(self, serde: SerializerProtocol, *, yielding: bool = True) -> None:
+    def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
-        self._yielding = yielding
-        # Not where a subclass reads in a way of its own.
-        own = FastJsonPlusSerializer.loads_typed
-        self._in_slices = yielding and getattr(type(serde), "loads_typed", None) is own
+        # Not where a subclass reads in a way of its own, nor any other: it is not known how long that takes.
+        fast = isinstance(serde, FastJsonPlusSerializer) and type(serde).loads_typed is _FAST
+        self._slicing = cast(FastJsonPlusSerializer, serde) if fast else None
+        self._slice = self._left = _SLICE if fast else 0
 
-    async def _decode(self, blob: Blob, thread_id: str, what: str, channel: str = "") -> Any:
-        if self._yielding:
-            await keep_pace()
+    def _is_due(self, blob: Blob) -> bool:
+        """Tell whether a slice should end before this is read."""
+        self._left -= len(blob[1]) + _EACH
+        return self._left < 0
+
+    def _read(self, blob: Blob, thread_id: str, what: str, channel: str = "") -> Any:
         try:
-            if not self._in_slices:
-                return self._serde.loads_typed(blob)
-            reading = cast(FastJsonPlusSerializer, self._serde).loads_in_slices(blob)
-            while True:
-                next(reading)
-                await keep_pace()
-        except StopIteration as end:
-            return end.value
+            return self._serde.loads_typed(blob)
         except Exception as exc:
-            raise DeserializationError(
-                f"cannot read {_named(what, channel)} of thread_id {shown(thread_id)}, stored as "
-                f"{shown(blob[0])}: read it with the serde that it was written with"
-            ) from exc
+            raise _unreadable(blob, thread_id, what, channel) from exc
 
-    async def metadata(self, stored: StoredCheckpoint) -> CheckpointMetadata:
+    def _read_next(self, blob: Blob, thread_id: str, what: str, channel: str = "") -> Slices[Any]:
+        """End a slice, and read what comes next."""
+        self._left = self._slice
+        yield
+        if self._slicing is None:
+            return self._read(blob, thread_id, what, channel)
+        try:
+            return (yield from self._slicing.loads_in_slices(blob))
+        except Exception as exc:
+            raise _unreadable(blob, thread_id, what, channel) from exc
+
+    def metadata(self, stored: StoredCheckpoint) -> Slices[CheckpointMetadata]:
         """Read a checkpoint's metadata."""
-        return cast(CheckpointMetadata, await self._decode(stored.record.metadata, stored.thread_id, "the metadata"))
+        blob, place = stored.record.metadata, (stored.thread_id, _METADATA)
+        read = (yield from self._read_next(blob, *place)) if self._is_due(blob) else self._read(blob, *place)
+        return cast(CheckpointMetadata, read)
 
-    async def checkpoint_tuple(self, stored: StoredCheckpoint, metadata: CheckpointMetadata) -> CheckpointTuple:
+    def checkpoint_tuple(
+        self, stored: StoredCheckpoint, config: RunnableConfig | None = None, metadata: CheckpointMetadata | None = None
+    ) -> Slices[CheckpointTuple]:
         """Read a whole checkpoint.
 
         Args:
             stored: The records.
-            metadata: Its metadata, already read.
+            config: What it was asked for by, if that names it.
+            metadata: Its metadata, if it is already read.
 
         Raises:
             DeserializationError: A stored value cannot be read.
         """
         thread_id, checkpoint_ns, record, values, writes = stored
-        checkpoint = cast(Checkpoint, await self._decode(record.checkpoint, thread_id, "the checkpoint"))
-        channel_values = {channel: await self._decode(blob, thread_id, "channel", channel) for channel, blob in values}
+        if metadata is None:
+            blob = record.metadata
+            if self._is_due(blob):
+                metadata = yield from self.metadata(stored)
+            else:
+                metadata = cast(CheckpointMetadata, self._read(blob, thread_id, _METADATA))
+        checkpoint = cast(Checkpoint, self._read(record.checkpoint, thread_id, "the checkpoint"))
+        channel_values: dict[str, Any] = {}
+        for channel, blob in values:
+            if self._is_due(blob):
+                channel_values[channel] = yield from self._read_next(blob, thread_id, _CHANNEL, channel)
+            else:
+                channel_values[channel] = self._read(blob, thread_id, _CHANNEL, channel)
+        checkpoint["channel_values"] = channel_values
         return CheckpointTuple(
-            config=config_of(thread_id, checkpoint_ns, record.checkpoint_id),
-            checkpoint={**checkpoint, "channel_values": channel_values},
-            metadata=metadata,
-            parent_config=config_of(thread_id, checkpoint_ns, record.parent_id) if record.parent_id else None,
-            pending_writes=[await self._pending(write, thread_id) for write in writes],
+            config or config_of(thread_id, checkpoint_ns, record.checkpoint_id),
+            checkpoint,
+            metadata,
+            config_of(thread_id, checkpoint_ns, record.parent_id) if record.parent_id else None,
+            (yield from self._pending(writes, thread_id)) if writes else [],
         )
 
-    async def histories(self, thread_id: str, histories: Histories) -> Mapping[str, DeltaChannelHistory]:
+    def histories(self, thread_id: str, histories: Histories) -> Slices[Mapping[str, DeltaChannelHistory]]:
         """Read what `DeltaChannel`s are rebuilt from.
 
         Raises:
@@ -237,11 +269,24 @@ class Decoder:
         """
         result: dict[str, DeltaChannelHistory] = {}
         for channel, (seed, writes) in histories.items():
-            result[channel] = {"writes": [await self._pending(write, thread_id) for write in writes]}
+            result[channel] = {"writes": (yield from self._pending(writes, thread_id))}
             if seed is not None:
-                result[channel]["seed"] = await self._decode(seed, thread_id, "channel", channel)
+                result[channel]["seed"] = yield from self._read_next(seed, thread_id, _CHANNEL, channel)
         return result
 
-    async def _pending(self, write: WriteRecord, thread_id: str) -> PendingWrite:
-        value = await self._decode(write.value, thread_id, "a write to channel", write.channel)
-        return write.task_id, write.channel, value
+    def _pending(self, writes: Sequence[WriteRecord], thread_id: str) -> Slices[list[PendingWrite]]:
+        pending: list[PendingWrite] = []
+        for task_id, _, channel, blob, _, _ in writes:
+            if self._is_due(blob):
+                value = yield from self._read_next(blob, thread_id, _WRITE, channel)
+            else:
+                value = self._read(blob, thread_id, _WRITE, channel)
+            pending.append((task_id, channel, value))
+        return pending
+
+
+def _unreadable(blob: Blob, thread_id: str, what: str, channel: str) -> DeserializationError:
+    return DeserializationError(
+        f"cannot read {_named(what, channel)} of thread_id {shown(thread_id)}, stored as {shown(blob[0])}: read it "
+        "with the serde that it was written with"
+    )

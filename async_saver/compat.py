@@ -294,10 +294,10 @@ class Files(AbstractContextManager["Files", None]):
         record = record_of(
             read,
             read_metadata,
-            parent_id=text(parent_id) if parent_id else None,
-            run_id=read_metadata.get("run_id"),
-            encoded_checkpoint=EMPTY if hidden else checkpoint,
-            encoded_metadata=EMPTY if hidden else metadata,
+            text(parent_id) if parent_id else None,
+            read_metadata.get("run_id"),
+            EMPTY if hidden else checkpoint,
+            EMPTY if hidden else metadata,
         )
         blobs = [
             (version, blob)

@@ -2,9 +2,10 @@
 
 import weakref
 from asyncio import get_running_loop
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from types import TracebackType
+from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from anyio import Lock, Semaphore
 from anyio.lowlevel import current_token
@@ -17,7 +18,11 @@ except ImportError:  # anyio does without, where it is not installed
 __all__ = ["ThreadLocks"]
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 _Key = tuple[Hashable, str]
+_Locks: TypeAlias = "dict[_Key, weakref.ref[_Lock]]"
 
 
 class ThreadLocks:
@@ -31,7 +36,7 @@ class ThreadLocks:
     """
 
     def __init__(self) -> None:
-        self._locks: dict[_Key, weakref.ref[_Lock]] = {}
+        self._locks: _Locks = {}
 
     def __len__(self) -> int:
         """Return how many locks are held or awaited now."""
@@ -40,6 +45,23 @@ class ThreadLocks:
     def holding(self, *thread_ids: str) -> "_Holding":
         """Return a context manager that holds the locks of these conversations."""
         return _Holding(self._locks, thread_ids)
+
+    async def call(
+        self, thread_id: str, func: Callable[Concatenate[str, _P], Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """Call `func` with a `thread_id` and what else it wants, holding the lock of that conversation."""
+        # What `holding` would do, in half the time where nobody else holds it.
+        key = (_current_loop(), thread_id)
+        found = self._locks.get(key)
+        if found is not None and found() is not None:
+            async with self.holding(thread_id):
+                return await func(thread_id, *args, **kwargs)
+        lock = _Lock()
+        self._locks[key] = weakref.ref(lock)
+        try:
+            return await func(thread_id, *args, **kwargs)
+        finally:
+            _leave(self._locks, key, lock, first=True)
 
 
 class _Lock:
@@ -90,7 +112,7 @@ class _Lock:
 class _Holding:
     __slots__ = ("_held", "_locks", "_thread_ids")
 
-    def __init__(self, locks: dict[_Key, "weakref.ref[_Lock]"], thread_ids: tuple[str, ...]) -> None:
+    def __init__(self, locks: _Locks, thread_ids: tuple[str, ...]) -> None:
         self._locks = locks
         # Sorted, so that two calls that want the same two locks cannot each wait for the other.
         self._thread_ids = thread_ids if len(thread_ids) == 1 else sorted(set(thread_ids))
@@ -113,7 +135,7 @@ class _Holding:
                     await lock.wait()
                     self._held.append((key, lock, False))
                 except BaseException:
-                    self._forget(key, lock)
+                    _forget(self._locks, key, lock)
                     raise
         except BaseException:
             self._release()
@@ -126,23 +148,35 @@ class _Holding:
 
     def _release(self) -> None:
         for key, lock, first in self._held:
-            lock.leave(first)
-            self._forget(key, lock)
+            _leave(self._locks, key, lock, first)
         self._held.clear()
 
-    def _forget(self, key: _Key, lock: _Lock) -> None:
-        """Take away the entry of a lock that is free."""
-        # A waiter that was cancelled may come last, when the next call has made a lock of its own.
-        if lock.is_free():
-            found = self._locks.get(key)
-            if found is not None and found() is lock:
-                del self._locks[key]
+
+def _leave(locks: _Locks, key: _Key, lock: _Lock, first: bool) -> None:
+    """Let the next one hold a lock, or take its entry away."""
+    if first and lock.queue is None:
+        lock.taken = False
+        del locks[key]
+    else:
+        lock.leave(first)
+        _forget(locks, key, lock)
+
+
+def _forget(locks: _Locks, key: _Key, lock: _Lock) -> None:
+    """Take away the entry of a lock that is free."""
+    # A waiter that was cancelled may come last, when the next call has made a lock of its own.
+    if lock.is_free():
+        found = locks.get(key)
+        if found is not None and found() is lock:
+            del locks[key]
 
 
 def _current_loop() -> Hashable:
     """Return what is the same for all tasks of one event loop, and no others."""
     # anyio's token is the same in ten times the time. Trio says its name also where it runs as a guest of asyncio.
     if _sniffed is not None and _sniffed.name is None:
-        with suppress(RuntimeError):
+        try:
             return get_running_loop()
+        except RuntimeError:
+            pass
     return current_token()

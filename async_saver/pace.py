@@ -1,11 +1,18 @@
 """A turn for the event loop, about once in a millisecond of work that never waits."""
 
 import threading
+from collections.abc import Generator
 from time import perf_counter
+from typing import TypeAlias, TypeVar, cast
 
 from anyio.lowlevel import checkpoint as yield_to_loop
 
-__all__ = ["keep_pace"]
+__all__ = ["Slices", "at_once", "in_turns", "is_due", "keep_pace"]
+
+_T = TypeVar("_T")
+
+Slices: TypeAlias = Generator[None, None, _T]
+"""Work that may be interrupted wherever it yields, and returns its result."""
 
 _SLICE = 0.001  # seconds of work between two turns of the loop
 
@@ -25,6 +32,11 @@ class _Pace(threading.local):
 _pace = _Pace()
 
 
+def is_due() -> bool:
+    """Tell whether it is time to yield. To ask first saves a coroutine each time that it is not."""
+    return perf_counter() >= _pace.until
+
+
 async def keep_pace() -> None:
     """Yield to the event loop if it is time to.
 
@@ -38,3 +50,23 @@ async def keep_pace() -> None:
     await yield_to_loop()
     tasks = 1 + _pace.yields - before
     _pace.until = perf_counter() + _SLICE / tasks
+
+
+async def in_turns(work: Slices[_T]) -> _T:
+    """Return the result of work that is done in slices, and let the event loop have its turns between them."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return cast(_T, end.value)
+        if is_due():
+            await keep_pace()
+
+
+def at_once(work: Slices[_T]) -> _T:
+    """Return the result of work that need not be done in slices."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return cast(_T, end.value)

@@ -29,7 +29,7 @@ from async_saver.compat import NOT_ASSIGNED, Blobs, Files, Storage, Writes
 from async_saver.errors import ConfigError, InvalidTypeError, InvalidValueError, shown
 from async_saver.guard import refuse_inside
 from async_saver.locks import ThreadLocks
-from async_saver.pace import keep_pace
+from async_saver.pace import Slices, at_once, in_turns, is_due, keep_pace
 from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord, text
 from async_saver.serde import FastJsonPlusSerializer
 from async_saver.stores.base import Store
@@ -233,9 +233,12 @@ class AsyncSaver(
             DeserializationError: A stored value cannot be read with this saver's `serde`.
         """
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
-        await keep_pace()
+        if is_due():
+            await keep_pace()
         stored = await self._shared.store.get(thread_id, checkpoint_ns or "", checkpoint_id)
-        return None if stored is None else await _read(Decoder(self.serde), stored, config if checkpoint_id else None)
+        if stored is None:
+            return None
+        return await in_turns(Decoder(self.serde).checkpoint_tuple(stored, config if checkpoint_id else None))
 
     def alist(
         self,
@@ -262,7 +265,7 @@ class AsyncSaver(
             ConfigError: The config has no `thread_id`.
             DeserializationError: A stored value cannot be read with this saver's `serde`.
         """
-        return _Tuples(self._shared.store.list(_listing(config, before)), Decoder(self.serde), filter, limit)
+        return _Tuples(self._shared.store.list(_listing(config, before)), self.serde, filter, limit)
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -286,7 +289,7 @@ class AsyncSaver(
         names = _several(channels, "channels")
         await keep_pace()
         histories = await self._shared.store.delta_history(thread_id, checkpoint_ns or "", checkpoint_id, names)
-        return await Decoder(self.serde).histories(thread_id, histories)
+        return await in_turns(Decoder(self.serde).histories(thread_id, histories))
 
     def athread_ids(self) -> AsyncIterator[str]:
         """Iterate over the `thread_id`s of all conversations, the one last written to first.
@@ -346,9 +349,9 @@ class AsyncSaver(
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
     ) -> RunnableConfig:
-        async with self._shared.locks.holding(thread_id):
-            await self._shared.store.put(thread_id, checkpoint_ns, record, blobs)
-        await keep_pace()
+        await self._shared.locks.call(thread_id, self._shared.store.put, checkpoint_ns, record, blobs)
+        if is_due():
+            await keep_pace()
         return config_of(thread_id, checkpoint_ns, record.checkpoint_id)
 
     async def aput_writes(
@@ -391,9 +394,9 @@ class AsyncSaver(
     async def _put_writes(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, records: Sequence[WriteRecord]
     ) -> None:
-        async with self._shared.locks.holding(thread_id):
-            await self._shared.store.put_writes(thread_id, checkpoint_ns, checkpoint_id, records)
-        await keep_pace()
+        await self._shared.locks.call(thread_id, self._shared.store.put_writes, checkpoint_ns, checkpoint_id, records)
+        if is_due():
+            await keep_pace()
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of a conversation; an unknown one is ignored.
@@ -485,7 +488,7 @@ class AsyncSaver(
         stored = bridge.call(self._shared.store.get, thread_id, checkpoint_ns or "", checkpoint_id)
         if stored is None:
             return None
-        return _at_once(_read(Decoder(self.serde, yielding=False), stored, config if checkpoint_id else None))
+        return at_once(Decoder(self.serde).checkpoint_tuple(stored, config if checkpoint_id else None))
 
     def list(
         self,
@@ -497,7 +500,7 @@ class AsyncSaver(
     ) -> Iterator[CheckpointTuple]:
         """Iterate over checkpoints, newest first; see `alist`."""
         found = self._shared.store.list(_listing(config, before))
-        return _Tuples(found, Decoder(self.serde, yielding=False), filter, limit).from_sync_code()
+        return _Tuples(found, self.serde, filter, limit).from_sync_code()
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -507,7 +510,7 @@ class AsyncSaver(
         names = _several(channels, "channels")
         delta_history = self._shared.store.delta_history
         histories = bridge.call(delta_history, thread_id, checkpoint_ns or "", checkpoint_id, names)
-        return _at_once(Decoder(self.serde, yielding=False).histories(thread_id, histories))
+        return at_once(Decoder(self.serde).histories(thread_id, histories))
 
     def thread_ids(self) -> Iterator[str]:
         """Iterate over the `thread_id`s of all conversations; see `athread_ids`."""
@@ -609,12 +612,12 @@ class _Tuples(AsyncIterator[CheckpointTuple]):
     def __init__(
         self,
         found: AsyncIterator[StoredCheckpoint],
-        decoder: Decoder,
+        serde: SerializerProtocol,
         filter: Mapping[str, Any] | None,
         limit: int | None,
     ) -> None:
         self._found = found
-        self._decoder = decoder
+        self._serde = serde
         self._filter = filter or {}
         self._left = limit
         self._current: StoredCheckpoint | None = None  # found, and not given yet: a cancelled step loses nothing
@@ -624,7 +627,7 @@ class _Tuples(AsyncIterator[CheckpointTuple]):
             if self._current is None:
                 self._current = await anext(self._found)
             try:
-                wanted = await self._if_wanted(self._current)
+                wanted = await in_turns(self._if_wanted(self._current))
             except Exception:
                 self._current = None
                 raise
@@ -635,19 +638,20 @@ class _Tuples(AsyncIterator[CheckpointTuple]):
         raise StopAsyncIteration
 
     def from_sync_code(self) -> Iterator[CheckpointTuple]:
-        """Iterate from sync code; the decoder must not yield."""
+        """Iterate from sync code."""
         while self._left is None or self._left > 0:
             stored = bridge.call(_next, self._found)
             if stored is None:
                 return
-            if (wanted := _at_once(self._if_wanted(stored))) is not None:
+            if (wanted := at_once(self._if_wanted(stored))) is not None:
                 yield wanted
 
-    async def _if_wanted(self, stored: StoredCheckpoint) -> CheckpointTuple | None:
-        metadata = await self._decoder.metadata(stored)
+    def _if_wanted(self, stored: StoredCheckpoint) -> Slices[CheckpointTuple | None]:
+        decoder = Decoder(self._serde)
+        metadata = yield from decoder.metadata(stored)
         if not all(wanted == metadata.get(key) for key, wanted in self._filter.items()):
             return None
-        found = await self._decoder.checkpoint_tuple(stored, metadata)
+        found = yield from decoder.checkpoint_tuple(stored, metadata=metadata)
         if self._left is not None:
             self._left -= 1
         return found
@@ -655,12 +659,6 @@ class _Tuples(AsyncIterator[CheckpointTuple]):
     async def aclose(self) -> None:
         """End the iteration; for code that closes what it iterates over, as generators want it."""
         self._left = 0
-
-
-async def _read(decoder: Decoder, stored: StoredCheckpoint, config: RunnableConfig | None) -> CheckpointTuple:
-    """Read a checkpoint that was asked for by `config`, or with None as the latest."""
-    found = await decoder.checkpoint_tuple(stored, await decoder.metadata(stored))
-    return found if config is None else found._replace(config=config)
 
 
 async def _next(found: AsyncIterator[_T]) -> _T | None:

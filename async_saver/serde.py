@@ -78,6 +78,8 @@ class FastJsonPlusSerializer(JsonPlusSerializer):
         allowed_msgpack_modules: Which types may be read beside those that are always safe, as the messages are.
     """
 
+    _read: "tuple[_Hook, _Hook] | None" = None  # JsonPlusSerializer's reader of extension types, and what is made of it
+
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         """Serialise a value.
 
@@ -97,7 +99,13 @@ class FastJsonPlusSerializer(JsonPlusSerializer):
         """Read what `dumps_typed` of this class or of JsonPlusSerializer returned."""
         if data[0] != "msgpack" or self._custom_unpack_ext_hook:
             return super().loads_typed(data)
-        return unpackb(data[1], ext_hook=_reader(self._unpack_ext_hook), option=OPT_NON_STR_KEYS)
+        return unpackb(data[1], ext_hook=self._reader(), option=OPT_NON_STR_KEYS)
+
+    def _reader(self) -> "_Hook":
+        """Return what reads extension types with this serializer's allowlist, which a copy may have changed."""
+        if self._read is None or self._read[0] is not self._unpack_ext_hook:
+            self._read = (self._unpack_ext_hook, _reader(self._unpack_ext_hook))
+        return self._read[1]
 
     def loads_in_slices(self, data: tuple[str, bytes]) -> Generator[None, None, Any]:
         """Read as `loads_typed` does, in short steps: a generator that yields between them and returns the value."""
@@ -105,7 +113,7 @@ class FastJsonPlusSerializer(JsonPlusSerializer):
         if kind != "msgpack" or self._custom_unpack_ext_hook or len(packed) <= _AT_ONCE:
             return self.loads_typed(data)
         try:
-            value, end = yield from _sliced(packed, 0, _reader(self._unpack_ext_hook))
+            value, end = yield from _sliced(packed, 0, self._reader())
         except (ValueError, IndexError, RecursionError):
             end = 0
         # What is malformed is read again, for the error of that.

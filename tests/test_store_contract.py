@@ -103,8 +103,8 @@ class DeletesOne(MemoryStore):
 
 
 class CopiesOver(MemoryStore):
-    def _refuse_target(self, source_thread_id: str, target_thread_id: str) -> None:
-        pass
+    def _is_taken(self, thread_id: str) -> bool:
+        return False
 
 
 class PrunesWhatIsToCome(MemoryStore):

@@ -5,12 +5,14 @@ can be done a slice at a time (`Slices`). Between two slices the conversation mu
 """
 
 from bisect import insort
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
+from operator import setitem
 from typing import NamedTuple, TypeVar
 
 from langgraph.checkpoint.base import writes_sort_key
 
+from async_saver.pace import Slices
 from async_saver.records import (
     EMPTY,
     Blob,
@@ -21,7 +23,7 @@ from async_saver.records import (
     StoredHistory,
     WriteRecord,
 )
-from async_saver.stores.history import History, Kept, Shared, Slices
+from async_saver.stores.history import History, Kept, Shared, Step
 
 __all__ = ["Bucket", "Namespace", "Write", "WriteKey", "with_inserted"]
 
@@ -79,6 +81,18 @@ class Namespace:
         """Return the value stored for a version; None where there is none, or an empty one."""
         return self.history.value(version) if self.has_value(version) else None
 
+    def added(self, values: Mapping[ChannelVersion, Blob]) -> list[Step]:
+        """Return the steps that add values of channel versions, or replace them."""
+        steps = self.history.added(values)
+        replaced = [version for version in values if self.history.kind(version) is not None]
+        if replaced:
+            # A repeated put, mostly; if not, what is made of the former values must not change.
+            for writes in self.writes.values():
+                for key, write in writes.items():
+                    if isinstance(write.value, Shared) and write.value.base in replaced:
+                        steps.append((setitem, (writes, key, write._replace(value=self.history.whole(write.value)))))
+        return steps
+
     def write_records(self, checkpoint_id: str) -> list[WriteRecord]:
         """Return a checkpoint's pending writes in the order in which they were stored."""
         return [
@@ -92,8 +106,13 @@ class Namespace:
 
     def read(self, thread_id: str, checkpoint_ns: str, record: CheckpointRecord) -> StoredCheckpoint:
         """Return a checkpoint with its values and pending writes."""
-        values = [(key[0], blob) for key in record.versions if (blob := self.value(key)) is not None]
-        return StoredCheckpoint(thread_id, checkpoint_ns, record, values, self.sorted_writes(record.checkpoint_id))
+        values = []
+        for version in record.versions:
+            blob = self.history.value(version)
+            if blob is not None and blob[0] != EMPTY[0]:
+                values.append((version[0], blob))
+        writes = self.sorted_writes(record.checkpoint_id) if record.checkpoint_id in self.writes else ()
+        return StoredCheckpoint(thread_id, checkpoint_ns, record, values, writes)
 
     def ancestors(self, record: CheckpointRecord) -> Iterator[CheckpointRecord]:
         """Iterate over what is stored of the line of parents, nearest first."""

@@ -6,19 +6,17 @@ appended, inserted, taken away or replaced, also where the rest has moved. This 
 wrote them.
 """
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import setitem
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from async_saver.pace import Slices
 from async_saver.records import Blob, ChannelVersion
 
-__all__ = ["History", "Shared", "Slices", "Step", "append_once"]
+__all__ = ["History", "Shared", "Step", "append_once"]
 
 _T = TypeVar("_T")
-
-Slices: TypeAlias = Generator[None, None, _T]
-"""Work that may be interrupted wherever it yields."""
 
 Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 """A part of a change, which may be done twice."""

@@ -9,14 +9,14 @@ from itertools import chain, islice
 from math import inf
 from operator import setitem
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from anyio.lowlevel import checkpoint as yield_to_loop
 from typing_extensions import Self
 
 from async_saver.errors import ThreadExistsError, shown
 from async_saver.guard import guard, refuse_inside
-from async_saver.pace import keep_pace
+from async_saver.pace import Slices, at_once, keep_pace
 from async_saver.records import (
     Blob,
     ChannelVersion,
@@ -29,7 +29,7 @@ from async_saver.records import (
 )
 from async_saver.stores.base import Store
 from async_saver.stores.bucket import Bucket, Namespace, Write, WriteKey, with_inserted
-from async_saver.stores.history import Slices, Step, append_once
+from async_saver.stores.history import Step
 
 __all__ = ["MemoryStore"]
 
@@ -69,7 +69,7 @@ class MemoryStore(Store):
         return twin
 
     def _twins(self) -> Mapping[str, Bucket]:
-        return {thread_id: _at_once(bucket.copy()) for thread_id, bucket in self._buckets.items()}
+        return {thread_id: at_once(bucket.copy()) for thread_id, bucket in self._buckets.items()}
 
     def check(self) -> None:
         """Look whether counts, orders and indexes are what the stored records say; for tests, and whoever debugs.
@@ -95,16 +95,16 @@ class MemoryStore(Store):
         return faults
 
     def _settle(self) -> None:
-        """Finish a change that was cut off. The caller is in the guard."""
+        """Finish a change that was cut off, if there is one. The caller is in the guard."""
         if self._journal is not None:
-            for step, arguments in self._journal:
-                step(*arguments)
-            self._journal = None
+            self._commit(self._journal)
 
     def _commit(self, steps: _Steps) -> None:
         """Make a change. The caller is in the guard, and has prepared every step without touching what is stored."""
         self._journal = steps
-        self._settle()
+        for step, arguments in steps:
+            step(*arguments)
+        self._journal = None
 
     def peek(self, look: Callable[[Mapping[str, Bucket]], _T]) -> _T:
         """Return what `look` sees of the buckets at one moment. It must be quick, and hand out nothing mutable."""
@@ -115,8 +115,10 @@ class MemoryStore(Store):
     async def get(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
         """See `Store.get`."""
         with guard:
-            self._settle()
-            namespace = self._namespace(thread_id, checkpoint_ns)
+            if self._journal is not None:
+                self._settle()
+            bucket = self._buckets.get(thread_id)
+            namespace = bucket.namespaces.get(checkpoint_ns) if bucket is not None else None
             record = namespace.visible(checkpoint_id) if namespace is not None else None
             if namespace is None or record is None:
                 return None
@@ -171,7 +173,8 @@ class MemoryStore(Store):
     ) -> None:
         """See `Store.put`."""
         with guard:
-            self._settle()
+            if self._journal is not None:
+                self._settle()
             self._commit(self._put(thread_id, checkpoint_ns, record, blobs))
 
     def _put(
@@ -181,17 +184,19 @@ class MemoryStore(Store):
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
     ) -> _Steps:
-        steps: _Steps = []
-        bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
+        bucket, namespace = self._prepared(thread_id, checkpoint_ns)
         former = namespace.checkpoints.get(record.checkpoint_id)
-        steps += namespace.history.added(dict(blobs))
-        steps.append((setitem, (namespace.checkpoints, record.checkpoint_id, record)))
+        ids: _Ids | None = None
+        order: list[_Key] | None = None
         if not record.hidden and (former is None or former.hidden):
-            _add_in_order(namespace, "ids", namespace.ids, record.checkpoint_id, steps)
-            _add_in_order(bucket, "order", bucket.order, (record.checkpoint_id, checkpoint_ns), steps)
-        if record.delta_channels and not namespace.delta_channels.issuperset(record.delta_channels):
-            known = namespace.delta_channels.union(record.delta_channels)
-            steps.append((setattr, (namespace, "delta_channels", known)))
+            ids = _with(namespace.ids, record.checkpoint_id)
+            order = _with(bucket.order, (record.checkpoint_id, checkpoint_ns))
+        steps: _Steps = [
+            (self._add, (thread_id, bucket, bucket.changes + 1, checkpoint_ns, namespace)),
+            (_add_checkpoint, (bucket, checkpoint_ns, namespace, record, ids, order)),
+        ]
+        if blobs:
+            steps += namespace.added(dict(blobs))
         if record.run_id is not None:
             self._add_run(thread_id, bucket, record.run_id, (record.checkpoint_id, checkpoint_ns), steps)
         return steps
@@ -203,43 +208,48 @@ class MemoryStore(Store):
         if not writes:
             return
         with guard:
-            self._settle()
+            if self._journal is not None:
+                self._settle()
             self._commit(self._put_writes(thread_id, checkpoint_ns, checkpoint_id, writes))
 
     def _put_writes(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[WriteRecord]
     ) -> _Steps:
-        steps: _Steps = []
-        bucket, namespace = self._prepared(thread_id, checkpoint_ns, steps)
+        bucket, namespace = self._prepared(thread_id, checkpoint_ns)
         record = namespace.checkpoints.get(checkpoint_id)
         if record is not None and record.hidden:
             return []  # deleted; what is rebuilt from it must not change
-        stored = namespace.writes.get(checkpoint_id)
-        if stored is None:
-            stored = {}
-            steps.append((setitem, (namespace.writes, checkpoint_id, stored)))
-        for write in writes:
-            key: WriteKey = (write.task_id, write.idx)
-            if write.idx < 0 or key not in stored:
-                value = namespace.history.shared(write.value)
-                steps.append((setitem, (stored, key, Write(write.channel, value, write.task_path, write.run_id))))
-        for run_id in {write.run_id for write in writes if write.run_id is not None}:
+        stored = namespace.writes.get(checkpoint_id, {})
+        new: dict[WriteKey, Write] = {}
+        runs: set[str] = set()
+        for task_id, idx, channel, value, task_path, run_id in writes:
+            key = (task_id, idx)
+            if idx < 0 or not (key in stored or key in new):
+                new[key] = Write(channel, namespace.history.shared(value), task_path, run_id)
+            if run_id is not None:
+                runs.add(run_id)
+        steps: _Steps = [
+            (self._add, (thread_id, bucket, bucket.changes + 1, checkpoint_ns, namespace)),
+            (setitem, (namespace.writes, checkpoint_id, stored)),
+            (stored.update, (new,)),
+        ]
+        for run_id in runs:
             self._add_run(thread_id, bucket, run_id, (checkpoint_id, checkpoint_ns), steps)
         return steps
 
-    def _prepared(self, thread_id: str, checkpoint_ns: str, steps: _Steps) -> tuple[Bucket, Namespace]:
-        """Return the bucket and namespace to write to, with the steps that make them part of the store."""
+    def _prepared(self, thread_id: str, checkpoint_ns: str) -> tuple[Bucket, Namespace]:
+        """Return the bucket and namespace to write to, which `_add` makes part of the store."""
         bucket = self._buckets.get(thread_id)
         if bucket is None:
-            bucket = Bucket()
-            steps.append((setitem, (self._buckets, thread_id, bucket)))
-        steps.append((self._buckets.move_to_end, (thread_id,)))
-        steps.append((setattr, (bucket, "changes", bucket.changes + 1)))
+            return Bucket(), Namespace()
         namespace = bucket.namespaces.get(checkpoint_ns)
-        if namespace is None:
-            namespace = Namespace()
-            steps.append((setitem, (bucket.namespaces, checkpoint_ns, namespace)))
-        return bucket, namespace
+        return bucket, Namespace() if namespace is None else namespace
+
+    def _add(self, thread_id: str, bucket: Bucket, changes: int, checkpoint_ns: str, namespace: Namespace) -> None:
+        self._buckets[thread_id] = bucket
+        self._buckets.move_to_end(thread_id)
+        bucket.changes = changes
+        bucket.namespaces[checkpoint_ns] = namespace
 
     def _add_run(self, thread_id: str, bucket: Bucket, run_id: str, key: _Key, steps: _Steps) -> None:
         places = bucket.runs.get(run_id)
@@ -272,11 +282,11 @@ class MemoryStore(Store):
 
     async def copy(self, source_thread_id: str, target_thread_id: str) -> None:
         """See `Store.copy`."""
-        taken = self.holds(target_thread_id)
+        taken = self.peek(lambda _: self._is_taken(target_thread_id))
 
         def put_in_place(made: Mapping[str, Bucket | None]) -> _Formers:
             nonlocal taken
-            taken = target_thread_id in self._buckets
+            taken = self._is_taken(target_thread_id)
             return self._replace({target_thread_id: made[source_thread_id]} if made and not taken else {})
 
         if not taken:
@@ -287,6 +297,9 @@ class MemoryStore(Store):
                 f"cannot copy thread_id {shown(source_thread_id)} to {shown(target_thread_id)}: the target holds "
                 "a conversation already; delete it first, or copy to a thread_id that is not in use"
             )
+
+    def _is_taken(self, thread_id: str) -> bool:
+        return thread_id in self._buckets
 
     async def _remake(
         self,
@@ -421,21 +434,32 @@ class _Draft:
         return self._work is None
 
 
-def _at_once(work: Slices[_T]) -> _T:
-    """Return the result of work that need not be done in slices."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return cast(_T, end.value)
+def _with(ascending: list[_Ordered], item: _Ordered) -> list[_Ordered]:
+    """Return what a list with one more item is: the list itself if it only has to grow at its end."""
+    return ascending if not ascending or item > ascending[-1] else with_inserted(ascending, item)
 
 
-def _add_in_order(owner: object, name: str, ascending: list[_Ordered], item: _Ordered, steps: _Steps) -> None:
-    """Append the step that adds `item` to a list of `owner` in which it is not yet."""
+def _append_greater(ascending: list[_Ordered], item: _Ordered) -> None:
     if not ascending or item > ascending[-1]:
-        steps.append((append_once, (ascending, item)))
-    else:
-        steps.append((setattr, (owner, name, with_inserted(ascending, item))))
+        ascending.append(item)
+
+
+def _add_checkpoint(
+    bucket: Bucket,
+    checkpoint_ns: str,
+    namespace: Namespace,
+    record: CheckpointRecord,
+    ids: _Ids | None,
+    order: list[_Key] | None,
+) -> None:
+    checkpoint_id = record.checkpoint_id
+    namespace.checkpoints[checkpoint_id] = record
+    if ids is not None and order is not None:
+        _append_greater(ids, checkpoint_id)
+        _append_greater(order, (checkpoint_id, checkpoint_ns))
+        namespace.ids, bucket.order = ids, order
+    if record.delta_channels and not namespace.delta_channels.issuperset(record.delta_channels):
+        namespace.delta_channels = namespace.delta_channels.union(record.delta_channels)
 
 
 class _Found(AsyncIterator[StoredCheckpoint]):
