@@ -3,6 +3,7 @@
 import pickle
 import sys
 from collections.abc import Callable, Generator, Mapping
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -23,7 +24,12 @@ from langchain_core.messages import (
     ToolMessageChunk,
 )
 from langgraph.checkpoint.serde import _msgpack
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer, _msgpack_default
+from langgraph.checkpoint.serde.jsonplus import (
+    JsonPlusSerializer,
+    _msgpack_default,
+    _reconstruction_fallback,
+    _send_from_args,
+)
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from ormsgpack import (
     OPT_NON_STR_KEYS,
@@ -128,11 +134,12 @@ def _extension(value: Any) -> Ext | str:
     kind = _BY_CLASS.get(type(value))
     if kind is not None:
         try:
+            fits, _, _, head, names, _ = kind
             fields = value.__dict__
-            if not value.__pydantic_extra__ and kind.fits(fields):
-                return Ext(_PYDANTIC, b"".join((kind.head, packb(fields, None, _PLAIN_OPTION), _TAIL)))
-        except (AttributeError, KeyError, MsgpackEncodeError):
-            pass  # not suppress(), which takes longer than all of it
+            if len(fields) == len(names) and fits(fields) and not value.__pydantic_extra__:
+                return Ext(_PYDANTIC, b"".join((head, packb(fields, None, _PLAIN_OPTION), _TAIL)))
+        except Exception:
+            pass  # whatever is odd with it is shown by the ordinary way
     elif type(value) is _DeltaSnapshot:
         return Ext(_DELTA_SNAPSHOT, packb(value.value, default=_extension, option=_ORDINARY_OPTION))
     elif type(value) is _send_class():
@@ -164,9 +171,7 @@ def _reader(ordinary: _Hook) -> _Hook:
         elif code == _DELTA_SNAPSHOT:
             return _DeltaSnapshot(unpackb(data, ext_hook=read, option=OPT_NON_STR_KEYS))
         elif code == _CALLED_WITH_ARGUMENTS and data.startswith(_SEND_HEAD) and _SEND in _msgpack.SAFE_MSGPACK_TYPES:
-            send = _read_send(data, read)
-            if send is not None:
-                return send
+            return _read_send(data, read)
         return ordinary(code, data)
 
     return read
@@ -177,27 +182,32 @@ def _read_message(data: bytes) -> BaseMessage | None:
     kind = _BY_START.get(data[:_START])
     if kind is None:
         return None
-    fits, made, head, names, name = kind
+    fits, stays, made, head, names, name = kind
     if not data.startswith(head) or not data.endswith(_TAIL):
         return None
     try:
         # Without a hook, and with str keys only: nothing but plain values passes.
         fields = unpackb(data[len(head) : -len(_TAIL)])
-    except ValueError:
+        as_it_stands = (
+            type(fields) is dict
+            and tuple(fields) == names
+            and fits(fields)
+            and (stays is None or stays(fields))
+            and name in _msgpack.SAFE_MSGPACK_TYPES
+        )
+    except (ValueError, KeyError):
         return None
-    if type(fields) is dict and tuple(fields) == names and fits(fields) and name in _msgpack.SAFE_MSGPACK_TYPES:
-        return made(fields)
-    return None
+    return made(fields) if as_it_stands else None
 
 
 def _read_send(data: bytes, read: _Hook) -> Any:
-    """Return a `Send`; None if it cannot be made of these bytes."""
-    send = _send_class()
+    """Return a `Send`; if it cannot be made of these bytes, what it would have been made of."""
+    parts = None
     try:
-        _, _, (node, arg, *timeout) = unpackb(data, ext_hook=read, option=OPT_NON_STR_KEYS)
-        return send(node, arg, timeout=timeout[0]) if timeout else send(node, arg)
-    except Exception:
-        return None
+        parts = unpackb(data, ext_hook=read, option=OPT_NON_STR_KEYS)
+        return _send_from_args(parts[2])
+    except Exception as exc:
+        return _reconstruction_fallback(parts, exc)
 
 
 # What a message's fields may hold, that it is written and read as it stands. What is nested deeper is seen by packb()
@@ -212,6 +222,7 @@ _AI_CHUNK = (*_AI, "tool_call_chunks", "chunk_position")
 _TOOL = (*_BASE, "tool_call_id", "artifact", "status")
 _CHAT = (*_BASE, "role")
 _TOOL_CALL = ("name", "args", "id", "type")
+_STATUS = ("success", "error")
 _USAGE = ("input_tokens", "output_tokens", "total_tokens")
 # What usage metadata may have beside those three, with the keys of each, in the order in which pydantic puts them.
 _DETAILS = {
@@ -219,69 +230,113 @@ _DETAILS = {
     "output_token_details": ("audio", "reasoning"),
 }
 
-_base_of, _ai_rest_of = itemgetter(*_BASE), itemgetter(*_AI[len(_BASE) :])
+_base_of, _ai_of, _tool_of = itemgetter(*_BASE), itemgetter(*_AI), itemgetter(*_TOOL)
 _tool_call_of, _usage_of = itemgetter(*_TOOL_CALL), itemgetter(*_USAGE)
 
+_Fits = Callable[[_Fields], bool]
 
-def _is_content(value: object) -> bool:
-    return type(value) is list and all(type(item) is str or type(item) is dict for item in value)
+# They are called for each message of each list that is stored: so they are written out, and call each other little.
 
 
-def _ai_fits(fields: _Fields) -> bool:
-    tool_calls, invalid_tool_calls, usage = _ai_rest_of(fields)
-    if type(tool_calls) is not list or type(invalid_tool_calls) is not list or invalid_tool_calls:
-        return False
-    for tool_call in tool_calls:
-        if not _is_tool_call(tool_call):
+def _base_fits(kind: str, rest_fits: _Fits | None = None) -> _Fits:
+    """Return what checks messages with at least the common fields, the value of `type` being `kind`."""
+
+    def fits(fields: _Fields) -> bool:
+        content, additional_kwargs, response_metadata, type_, name, id_ = _base_of(fields)
+        return (
+            (type_ is kind or (type(type_) is str and type_ == kind))
+            and (type(content) is str or _is_content(content))
+            and type(additional_kwargs) is dict
+            and type(response_metadata) is dict
+            and (name is None or type(name) is str)
+            and (id_ is None or type(id_) is str)
+            and (rest_fits is None or rest_fits(fields))
+        )
+
+    return fits
+
+
+def _ai_fits(kind: str) -> _Fits:
+    """Return what checks messages with the fields of an AIMessage."""
+
+    def fits(fields: _Fields) -> bool:
+        content, additional_kwargs, response_metadata, type_, name, id_, calls, invalid_calls, usage = _ai_of(fields)
+        if not (
+            (type_ is kind or (type(type_) is str and type_ == kind))
+            and (type(content) is str or _is_content(content))
+            and type(additional_kwargs) is dict
+            and type(response_metadata) is dict
+            and (name is None or type(name) is str)
+            and (id_ is None or type(id_) is str)
+            and type(calls) is list
+            and type(invalid_calls) is list
+            and not invalid_calls
+        ):
+            return False
+        if usage is not None:
+            if type(usage) is not dict or (len(usage) != 3 and not _has_details(usage)):
+                return False
+            inputs, outputs, total = _usage_of(usage)
+            if type(inputs) is not int or type(outputs) is not int or type(total) is not int:
+                return False
+        for call in calls:
+            if type(call) is not dict or len(call) != 4:
+                return False
+            called, args, id_, type_ = _tool_call_of(call)
+            if not (
+                type(called) is str
+                and type(args) is dict
+                and (id_ is None or type(id_) is str)
+                and type(type_) is str
+                and type_ == "tool_call"
+            ):
+                return False
+        return True
+
+    return fits
+
+
+def _ai_stays(fields: _Fields) -> bool:
+    calls, usage = fields["tool_calls"], fields["usage_metadata"]
+    for call in calls:
+        if tuple(call) != _TOOL_CALL:
             return False
     # Without tool calls, those in `additional_kwargs` are parsed as the message is made.
-    if not tool_calls and fields["additional_kwargs"].get("tool_calls"):
-        return False
-    return usage is None or _is_usage(usage)
-
-
-def _is_tool_call(value: object) -> bool:
-    if type(value) is not dict or tuple(value) != _TOOL_CALL:
-        return False
-    name, args, id_, kind = _tool_call_of(value)
-    return (
-        type(name) is str
-        and type(args) is dict
-        and (id_ is None or type(id_) is str)
-        and type(kind) is str
-        and kind == "tool_call"
+    return (usage is None or tuple(usage)[:3] == _USAGE) and (
+        bool(calls) or not fields["additional_kwargs"].get("tool_calls")
     )
 
 
-def _is_usage(value: object) -> bool:
-    if type(value) is not dict or (tuple(value) != _USAGE and not _has_details(value)):
-        return False
-    inputs, outputs, total = _usage_of(value)
-    return type(inputs) is int and type(outputs) is int and type(total) is int
+def _tool_fits(kind: str) -> _Fits:
+    """Return what checks messages with the fields of a ToolMessage."""
+
+    def fits(fields: _Fields) -> bool:
+        content, additional_kwargs, response_metadata, type_, name, id_, tool_call_id, _, status = _tool_of(fields)
+        return (
+            (type_ is kind or (type(type_) is str and type_ == kind))
+            and (type(content) is str or _is_content(content))
+            and type(additional_kwargs) is dict
+            and type(response_metadata) is dict
+            and (name is None or type(name) is str)
+            and (id_ is None or type(id_) is str)
+            and type(tool_call_id) is str
+            and type(status) is str
+            and status in _STATUS
+        )
+
+    return fits
 
 
-def _has_details(usage: _Fields) -> bool:
-    details = [name for name in _DETAILS if name in usage]
-    return tuple(usage) == (*_USAGE, *details) and all(_are_details(usage[name], _DETAILS[name]) for name in details)
+def _ai_chunk_fits(kind: str) -> _Fits:
+    """Return what checks messages with the fields of an AIMessageChunk: of those with tool calls, none."""
+    ai_fits = _ai_fits(kind)
 
+    def fits(fields: _Fields) -> bool:
+        chunks = fields["tool_call_chunks"]
+        no_calls = type(chunks) is list and not chunks and not fields["tool_calls"]
+        return no_calls and fields["chunk_position"] is None and ai_fits(fields)
 
-def _are_details(value: object, known: tuple[str, ...]) -> bool:
-    return (
-        type(value) is dict
-        and [*value] == [name for name in known if name in value]
-        and all(type(count) is int for count in value.values())
-    )
-
-
-def _ai_chunk_fits(fields: _Fields) -> bool:
-    chunks = fields["tool_call_chunks"]
-    no_calls = type(chunks) is list and not chunks and not fields["tool_calls"]
-    return no_calls and fields["chunk_position"] is None and _ai_fits(fields)
-
-
-def _tool_fits(fields: _Fields) -> bool:
-    status = fields["status"]
-    return type(fields["tool_call_id"]) is str and type(status) is str and status in ("success", "error")
+    return fits
 
 
 def _chat_fits(fields: _Fields) -> bool:
@@ -296,18 +351,38 @@ def _remove_fits(fields: _Fields) -> bool:
     return fields["content"] == "" and fields["id"] is not None
 
 
+def _is_content(value: object) -> bool:
+    return type(value) is list and all(type(item) is str or type(item) is dict for item in value)
+
+
+def _has_details(usage: _Fields) -> bool:
+    details = [name for name in _DETAILS if name in usage]
+    return [*usage][3:] == details and all(_are_details(usage[name], _DETAILS[name]) for name in details)
+
+
+def _are_details(value: object, known: tuple[str, ...]) -> bool:
+    return (
+        type(value) is dict
+        and [*value] == [name for name in known if name in value]
+        and all(type(count) is int for count in value.values())
+    )
+
+
 class _Kind(NamedTuple):
     """A class of messages.
 
     Attributes:
-        fits: Tells whether a message of these fields is written and read as it stands, if its values are plain.
+        fits: Tells whether a message of these fields is written as it stands, if its values are plain; may raise a
+            KeyError where it is not.
+        stays: Tells whether a message that is read of these fields has them as they are. None if it surely has.
         made: Makes a message of its fields.
         head: The bytes of a message before its fields.
         names: The names of its fields, in order.
         name: The module and name of the class.
     """
 
-    fits: Callable[[_Fields], bool]
+    fits: _Fits
+    stays: _Fits | None
     made: Callable[[_Fields], BaseMessage]
     head: bytes
     names: tuple[str, ...]
@@ -317,7 +392,7 @@ class _Kind(NamedTuple):
 def _kind(
     cls: type[BaseMessage],
     names: tuple[str, ...] = _BASE,
-    rest_fits: Callable[[_Fields], bool] | None = None,
+    fits: Callable[[str], _Fits] = _base_fits,
     validators: tuple[str, ...] = (),
 ) -> dict[type, _Kind]:
     """Return what is known of a class of messages; nothing if this langchain-core has changed it."""
@@ -325,23 +400,10 @@ def _kind(
     changed = found.field_validators or found.field_serializers or found.model_serializers
     if changed or tuple(cls.model_fields) != names or tuple(found.model_validators) != validators:
         return {}
-    kind, count = cls.model_fields["type"].default, len(names)
-
-    def fits(fields: _Fields) -> bool:
-        content, additional_kwargs, response_metadata, type_, name, id_ = _base_of(fields)
-        return (
-            len(fields) == count
-            and (type_ is kind or (type(type_) is str and type_ == kind))
-            and (type(content) is str or _is_content(content))
-            and type(additional_kwargs) is dict
-            and type(response_metadata) is dict
-            and (name is None or type(name) is str)
-            and (id_ is None or type(id_) is str)
-            and (rest_fits is None or rest_fits(fields))
-        )
-
     name = (cls.__module__, cls.__name__)
-    return {cls: _Kind(fits, _maker(cls, names), b"\x94" + packb(name[0]) + packb(name[1]), names, name)}
+    head = b"\x94" + packb(name[0]) + packb(name[1])
+    stays = _ai_stays if issubclass(cls, AIMessage) else None
+    return {cls: _Kind(fits(cls.model_fields["type"].default), stays, _maker(cls, names), head, names, name)}
 
 
 def _maker(cls: type[BaseMessage], names: tuple[str, ...]) -> Callable[[_Fields], BaseMessage]:
@@ -376,11 +438,11 @@ _BY_CLASS: Mapping[type, _Kind] = {
     **_kind(AIMessageChunk, _AI_CHUNK, _ai_chunk_fits, _AI_CHUNK_VALIDATORS),
     **_kind(ToolMessage, _TOOL, _tool_fits, _TOOL_VALIDATORS),
     **_kind(ToolMessageChunk, _TOOL, _tool_fits, _TOOL_VALIDATORS),
-    **_kind(ChatMessage, _CHAT, _chat_fits),
-    **_kind(ChatMessageChunk, _CHAT, _chat_fits),
-    **_kind(FunctionMessage, rest_fits=_function_fits),
-    **_kind(FunctionMessageChunk, rest_fits=_function_fits),
-    **_kind(RemoveMessage, rest_fits=_remove_fits),
+    **_kind(ChatMessage, _CHAT, partial(_base_fits, rest_fits=_chat_fits)),
+    **_kind(ChatMessageChunk, _CHAT, partial(_base_fits, rest_fits=_chat_fits)),
+    **_kind(FunctionMessage, fits=partial(_base_fits, rest_fits=_function_fits)),
+    **_kind(FunctionMessageChunk, fits=partial(_base_fits, rest_fits=_function_fits)),
+    **_kind(RemoveMessage, fits=partial(_base_fits, rest_fits=_remove_fits)),
 }
 
 _TAIL = packb("model_validate_json")

@@ -21,12 +21,13 @@ _T = TypeVar("_T")
 Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 """A part of a change, which may be done twice."""
 
-LEAST = 256  # bytes; what is shorter is not worth a difference
+LEAST = 512  # bytes; what is shorter is not worth a difference
 
 _COPY = 32  # bytes; what is shorter is not worth a copy
 _CERTAIN = 256  # bytes; what is common to all items of a list is shorter, and may be found at the wrong one
 _SEED = 24  # bytes that are looked for, to find where two go on alike
-_STEPS = (0, 8, 64, 512, 4096)  # how far after the place where they part
+_STEPS = (4, 64, 512, 4096)  # how far after the place where they part
+_NEAR = 8192  # how far from it they are looked for first, as that takes less time
 _MOST_PARTS = 16
 _MOST_TRIES = 3
 
@@ -253,7 +254,9 @@ def difference(target: bytes, source: bytes) -> bytes | None:
     """Return how to make `target` of `source`; None if that takes more than half as many bytes as the target has."""
     parts: list[_Part] = []
     done = size = at = beside = 0
-    while at < len(target) and len(parts) < _MOST_PARTS and size <= len(target) // 2:
+    # Of what is left, so little is not worth the search for it.
+    end = len(target) - max(_COPY, len(target) // 32)
+    while at < end and len(parts) < _MOST_PARTS and size <= len(target) // 2:
         length = _alike(target, at, source, beside)
         if length < _COPY:
             match = _next_match(target, at + length, source, beside + length)
@@ -273,11 +276,12 @@ def difference(target: bytes, source: bytes) -> bytes | None:
 def _next_match(target: bytes, at: int, source: bytes, beside: int) -> _Match | None:
     """Return where, not before `at`, the target goes on like some part of the source."""
     best: _Match = (0, 0, 0)
-    for step in _STEPS:
-        for match in _matches(target, at, source, beside, step):
-            if match[2] >= _CERTAIN:
-                return match
-            best = max(best, match, key=_length_of)
+    for far in (_NEAR, max(len(target), len(source))):
+        for step in _STEPS:
+            for match in _matches(target, at, source, beside, step, far):
+                if match[2] >= _CERTAIN:
+                    return match
+                best = max(best, match, key=_length_of)
     # Much was replaced, perhaps, and the end is as it was.
     length = _alike_before(target, len(target), at, source, len(source))
     best = max(best, (len(target) - length, len(source) - length, length), key=_length_of)
@@ -288,18 +292,18 @@ def _length_of(match: _Match) -> int:
     return match[2]
 
 
-def _matches(target: bytes, at: int, source: bytes, beside: int, step: int) -> Iterator[_Match]:
+def _matches(target: bytes, at: int, source: bytes, beside: int, step: int, far: int) -> Iterator[_Match]:
     """Look for some bytes of each in the other: bytes that the other has not are found in one of the two only."""
     seed = target[at + step : at + step + _SEED]
     if len(seed) == _SEED:
-        there = source.find(seed, beside)
+        there = source.find(seed, beside, beside + far)
         if there < 0:
-            there = source.find(seed, 0, beside)
+            there = source.find(seed, max(beside - far, 0), beside)
         if there >= 0:
             yield _extended(target, at + step, at, source, there)
     seed = source[beside + step : beside + step + _SEED]
     if len(seed) == _SEED:
-        here = target.find(seed, at)
+        here = target.find(seed, at, at + far)
         if here >= 0:
             yield _extended(target, here, at, source, beside + step)
 
