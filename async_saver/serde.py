@@ -75,8 +75,7 @@ class FastJsonPlusSerializer(JsonPlusSerializer):
     It writes the same bytes, byte for byte, and reads what that one wrote, to equal values. Where a message is one of
     the classes of langchain-core, with the fields and types that these have, it is written from its `__dict__` and
     read without being validated again. Everything else goes the way of JsonPlusSerializer: subclasses, extra fields,
-    whatever a field was assigned that its type does not allow. (Values in a message's dicts that are nested more than
-    255 deep are written, where pydantic refuses them.)
+    whatever a field was assigned that its type does not allow.
 
     Args:
         pickle_fallback: As in JsonPlusSerializer, and so are the others, and `with_msgpack_allowlist`.
@@ -134,10 +133,10 @@ def _extension(value: Any) -> Ext | str:
     kind = _BY_CLASS.get(type(value))
     if kind is not None:
         try:
-            fits, _, _, head, names, _ = kind
+            fits, _, _, _, names, (module, name) = kind
             fields = value.__dict__
             if len(fields) == len(names) and fits(fields) and not value.__pydantic_extra__:
-                return Ext(_PYDANTIC, b"".join((head, packb(fields, None, _PLAIN_OPTION), _TAIL)))
+                return Ext(_PYDANTIC, packb([module, name, fields, _METHOD], None, _PLAIN_OPTION))
         except Exception:
             pass  # whatever is odd with it is shown by the ordinary way
     elif type(value) is _DeltaSnapshot:
@@ -445,7 +444,8 @@ _BY_CLASS: Mapping[type, _Kind] = {
     **_kind(RemoveMessage, fits=partial(_base_fits, rest_fits=_remove_fits)),
 }
 
-_TAIL = packb("model_validate_json")
+_METHOD = "model_validate_json"
+_TAIL = packb(_METHOD)
 _START = min((len(kind.head) for kind in _BY_CLASS.values()), default=0)  # so much of a head tells them apart
 _BY_START: Mapping[bytes, _Kind] = {kind.head[:_START]: kind for kind in _BY_CLASS.values()}
 
