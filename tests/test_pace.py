@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 from anyio import CancelScope, create_task_group, move_on_after
 from anyio.lowlevel import checkpoint as yield_to_loop
+from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from ormsgpack import unpackb
 
 import async_saver
-from async_saver import AsyncSaver, MemoryStore, pace
+from async_saver import AsyncSaver, MemoryStore, pace, serde
 from async_saver.pace import _SLICE
 from async_saver.stores import memory
 from tests.build import all_of, checkpoint, config, ids, listed, put
@@ -421,3 +424,79 @@ async def test_nothing_is_lost_while_another_thread_keeps_putting(name: str) -> 
         assert stored == set(range(min(stored), acknowledged[-1] + 1))
     else:
         assert stored == set(range(10 if name == "adelete_for_runs" else 0, acknowledged[-1] + 1))
+
+
+# Large values.
+
+
+_MESSAGES = [HumanMessage(f"message {number} " * 20, id=f"{number}") for number in range(2000)]
+
+_LARGE: dict[str, Any] = {
+    "messages": _MESSAGES,
+    "messages in a dict": {"messages": _MESSAGES, "more": [{"of": _MESSAGES[:1000]}]},
+    "records": [{"id": number, "name": f"name {number}", "tags": ["a", "b"]} for number in range(20_000)],
+    "numbers": list(range(300_000)),
+    "a dict": {f"key {number}": number for number in range(40_000)},
+    "one long item among short ones": [1, "x" * 600_000, *_MESSAGES],
+    "a dict of other keys": {(number, "x"): [number] * 5 for number in range(40_000)},
+}
+_MOST = {id(_LARGE["one long item among short ones"]): 750_000}
+_EACH_LARGE = pytest.mark.parametrize("large", _LARGE.values(), ids=_LARGE.keys())
+
+
+@contextmanager
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many bytes are read between two turns of the loop, where each call yields whenever it may."""
+    read = [0]
+
+    def unpacked(packed: bytes, **options: Any) -> Any:
+        read[-1] += len(packed)
+        return unpackb(packed, **options)
+
+    async def turn() -> None:
+        read.append(0)
+        await yield_to_loop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(serde, "unpackb", unpacked)
+        patch.setattr(pace, "yield_to_loop", turn)
+        patch.setattr(pace, "_SLICE", -1.0)
+        patch.setattr(pace._pace, "until", -1.0)
+        yield read
+
+
+@_EACH_LARGE
+async def test_a_large_value_is_read_in_slices(large: Any, saver: AsyncSaver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither reading nor listing holds the loop for more than some kilobytes, or one value that has no parts."""
+    await put(saver, "1", {"x": large})
+    await put(saver, "2", {"x": [large, "more"]})  # so that the first is made of it
+    await saver.aput_writes(config(checkpoint_id="2"), [("x", large)], "task")
+    calls: list[Callable[[], Awaitable[Any]]] = [
+        lambda: saver.aget_tuple(config()),
+        lambda: saver.aget_tuple(config(checkpoint_id="1")),
+        lambda: all_of(saver.alist(config())),
+    ]
+    for call in calls:
+        with steps(monkeypatch) as read:
+            found = await call()
+        assert max(read) <= _MOST.get(id(large), 150_000)
+        assert len(read) > 5
+        newest = found[0] if isinstance(found, list) else found
+        assert newest.checkpoint["channel_values"]["x"] in (large, [large, "more"])
+        if newest.pending_writes:
+            assert newest.pending_writes == [("task", "x", large)]
+
+
+@_EACH_LARGE
+async def test_what_a_delta_channel_is_rebuilt_from_is_read_in_slices(
+    large: Any, saver: AsyncSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its snapshot and its writes."""
+    await put(saver, "1", {"x": _DeltaSnapshot(large)})
+    await saver.aput_writes(config(checkpoint_id="1"), [("x", large)], "task")
+    await put(saver, "2", parent="1")
+    with steps(monkeypatch) as read:
+        found = await saver.aget_delta_channel_history(config=config(), channels=["x"])
+    assert found["x"] == {"writes": [("task", "x", large)], "seed": _DeltaSnapshot(large)}
+    assert max(read) <= _MOST.get(id(large), 150_000)
+    assert len(read) > 5
