@@ -106,14 +106,15 @@ def record_of(
     encoded_metadata: Blob,
 ) -> CheckpointRecord:
     """Return the record of a checkpoint that is serialised already; its `channel_values` are not looked at."""
+    checkpoint_id = checkpoint["id"]
     return CheckpointRecord(
-        text(checkpoint["id"]),
+        checkpoint_id if type(checkpoint_id) is str else text(checkpoint_id),
         parent_id,
         encoded_checkpoint,
         encoded_metadata,
         tuple(checkpoint["channel_versions"].items()),
         None if run_id is None else text(run_id),
-        tuple(metadata.get("counters_since_delta_snapshot") or ()),
+        tuple(metadata["counters_since_delta_snapshot"] or ()) if "counters_since_delta_snapshot" in metadata else (),
     )
 
 
@@ -145,7 +146,7 @@ def encode_writes(
 
 def _parent_id(config: RunnableConfig) -> str | None:
     parent_id = config.get("configurable", {}).get("checkpoint_id")
-    return text(parent_id) if parent_id else None
+    return parent_id if type(parent_id) is str and parent_id else text(parent_id) if parent_id else None
 
 
 def _run_id(config: RunnableConfig) -> str | None:
@@ -188,42 +189,32 @@ class Decoder:
     What is short is read in one slice with what is beside it. What is long is read in slices if the serde can do that.
     """
 
-    __slots__ = ("_left", "_serde", "_slice", "_slicing")
+    __slots__ = ("_in_slices", "_serde", "_slice")
 
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
-        # Not where a subclass reads in a way of its own, nor any other: it is not known how long that takes.
-        fast = isinstance(serde, FastJsonPlusSerializer) and type(serde).loads_typed is _FAST
-        self._slicing = cast(FastJsonPlusSerializer, serde) if fast else None
-        self._slice = self._left = _SLICE if fast else 0
-
-    def _is_due(self, blob: Blob) -> bool:
-        """Tell whether a slice should end before this is read."""
-        self._left -= len(blob[1]) + _EACH
-        return self._left < 0
-
-    def _read(self, blob: Blob, thread_id: str, what: str, channel: str = "") -> Any:
-        try:
-            return self._serde.loads_typed(blob)
-        except Exception as exc:
-            raise _unreadable(blob, thread_id, what, channel) from exc
-
-    def _read_next(self, blob: Blob, thread_id: str, what: str, channel: str = "") -> Slices[Any]:
-        """End a slice, and read what comes next."""
-        self._left = self._slice
-        yield
-        if self._slicing is None:
-            return self._read(blob, thread_id, what, channel)
-        try:
-            return (yield from self._slicing.loads_in_slices(blob))
-        except Exception as exc:
-            raise _unreadable(blob, thread_id, what, channel) from exc
+        # A subclass may read in a way of its own, and then it is not known how long that takes.
+        self._in_slices = type(serde).loads_typed is _FAST
+        self._slice = _SLICE if self._in_slices else 0
 
     def metadata(self, stored: StoredCheckpoint) -> Slices[CheckpointMetadata]:
-        """Read a checkpoint's metadata."""
-        blob, place = stored.record.metadata, (stored.thread_id, _METADATA)
-        read = (yield from self._read_next(blob, *place)) if self._is_due(blob) else self._read(blob, *place)
-        return cast(CheckpointMetadata, read)
+        """Read a checkpoint's metadata.
+
+        Raises:
+            DeserializationError: It cannot be read.
+        """
+        blob = stored.record.metadata
+        try:
+            return cast(CheckpointMetadata, (yield from self._next(blob)))
+        except Exception as exc:
+            raise _unreadable(blob, stored.thread_id, _METADATA) from exc
+
+    def _next(self, blob: Blob) -> Slices[Any]:
+        """End a slice, and read what comes next."""
+        yield
+        if self._in_slices:
+            return (yield from cast(FastJsonPlusSerializer, self._serde).loads_in_slices(blob))
+        return self._serde.loads_typed(blob)
 
     def checkpoint_tuple(
         self, stored: StoredCheckpoint, config: RunnableConfig | None = None, metadata: CheckpointMetadata | None = None
@@ -239,19 +230,25 @@ class Decoder:
             DeserializationError: A stored value cannot be read.
         """
         thread_id, checkpoint_ns, record, values, writes = stored
-        if metadata is None:
-            blob = record.metadata
-            if self._is_due(blob):
-                metadata = yield from self.metadata(stored)
-            else:
-                metadata = cast(CheckpointMetadata, self._read(blob, thread_id, _METADATA))
-        checkpoint = cast(Checkpoint, self._read(record.checkpoint, thread_id, "the checkpoint"))
+        loads = self._serde.loads_typed
+        left = self._slice
+        what, channel, blob = _METADATA, "", record.metadata
         channel_values: dict[str, Any] = {}
-        for channel, blob in values:
-            if self._is_due(blob):
-                channel_values[channel] = yield from self._read_next(blob, thread_id, _CHANNEL, channel)
-            else:
-                channel_values[channel] = self._read(blob, thread_id, _CHANNEL, channel)
+        try:
+            if metadata is None:
+                metadata = loads(blob) if len(blob[1]) < left else (yield from self._next(blob))
+            what, blob = "the checkpoint", record.checkpoint
+            checkpoint: Checkpoint = loads(blob)
+            what = _CHANNEL
+            for channel, blob in values:
+                left -= len(blob[1]) + _EACH
+                if left < 0:
+                    channel_values[channel] = yield from self._next(blob)
+                    left = self._slice
+                else:
+                    channel_values[channel] = loads(blob)
+        except Exception as exc:
+            raise _unreadable(blob, thread_id, what, channel) from exc
         checkpoint["channel_values"] = channel_values
         return CheckpointTuple(
             config or config_of(thread_id, checkpoint_ns, record.checkpoint_id),
@@ -271,21 +268,31 @@ class Decoder:
         for channel, (seed, writes) in histories.items():
             result[channel] = {"writes": (yield from self._pending(writes, thread_id))}
             if seed is not None:
-                result[channel]["seed"] = yield from self._read_next(seed, thread_id, _CHANNEL, channel)
+                try:
+                    result[channel]["seed"] = yield from self._next(seed)
+                except Exception as exc:
+                    raise _unreadable(seed, thread_id, _CHANNEL, channel) from exc
         return result
 
     def _pending(self, writes: Sequence[WriteRecord], thread_id: str) -> Slices[list[PendingWrite]]:
         pending: list[PendingWrite] = []
+        loads = self._serde.loads_typed
+        left = self._slice
         for task_id, _, channel, blob, _, _ in writes:
-            if self._is_due(blob):
-                value = yield from self._read_next(blob, thread_id, _WRITE, channel)
-            else:
-                value = self._read(blob, thread_id, _WRITE, channel)
+            left -= len(blob[1]) + _EACH
+            try:
+                if left < 0:
+                    value = yield from self._next(blob)
+                    left = self._slice
+                else:
+                    value = loads(blob)
+            except Exception as exc:
+                raise _unreadable(blob, thread_id, _WRITE, channel) from exc
             pending.append((task_id, channel, value))
         return pending
 
 
-def _unreadable(blob: Blob, thread_id: str, what: str, channel: str) -> DeserializationError:
+def _unreadable(blob: Blob, thread_id: str, what: str, channel: str = "") -> DeserializationError:
     return DeserializationError(
         f"cannot read {_named(what, channel)} of thread_id {shown(thread_id)}, stored as {shown(blob[0])}: read it "
         "with the serde that it was written with"
