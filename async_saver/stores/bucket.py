@@ -84,9 +84,9 @@ class Namespace:
     def added(self, values: Mapping[ChannelVersion, Blob]) -> list[Step]:
         """Return the steps that add values of channel versions, or replace them."""
         steps = self.history.added(values)
-        replaced = [version for version in values if self.history.kind(version) is not None]
+        replaced = self.history.replaced(values)
         if replaced:
-            # A repeated put, mostly; if not, what is made of the former values must not change.
+            # What is made of the former values must not change.
             for writes in self.writes.values():
                 for key, write in writes.items():
                     if isinstance(write.value, Shared) and write.value.base in replaced:

@@ -6,17 +6,16 @@ appended, inserted, taken away or replaced, also where the rest has moved. This 
 wrote them.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
-from operator import setitem
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from bisect import bisect_right
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from itertools import accumulate, chain
+from typing import Any, NamedTuple, TypeAlias
 
 from async_saver.pace import Slices
 from async_saver.records import Blob, ChannelVersion
 
-__all__ = ["History", "Shared", "Step", "append_once"]
-
-_T = TypeVar("_T")
+__all__ = ["History", "Shared", "Step"]
 
 Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 """A part of a change, which may be done twice."""
@@ -80,97 +79,56 @@ class History:
     def value(self, version: ChannelVersion) -> Blob | None:
         """Return the value of a version; None if it has none."""
         kept = self._kept.get(version)
-        return None if kept is None else self.whole(kept)
+        return _whole(kept, self._kept) if isinstance(kept, Shared) else kept
 
     def whole(self, kept: Kept) -> Blob:
         """Return a value that may be shared."""
-        if not isinstance(kept, Shared):
-            return kept
-        kind, base, parts = kept
-        source = self._kept[base]
-        while isinstance(source, Shared):
-            parts = composed(parts, source.parts)
-            source = self._kept[source.base]
-        return kind, rebuilt(parts, source[1])
+        return _whole(kept, self._kept)
 
     def shared(self, value: Blob) -> Kept:
         """Return a value as it is to be kept beside those of the channels, for instance in a write."""
-        return _shared(value, self._heads()) if len(value[1]) >= LEAST else value
+        return _shared(value, self._heads()) if _is_long(value) else value
 
     def _heads(self) -> dict[ChannelVersion, Blob]:
         """Return what is last in each line."""
         return {line[-1]: self.whole(self._kept[line[-1]]) for line in self._lines.values()}
 
+    def replaced(self, values: Mapping[ChannelVersion, Blob]) -> Collection[ChannelVersion]:
+        """Return which versions have another value already."""
+        return [version for version in values if version in self._kept and self.value(version) != values[version]]
+
     def added(self, values: Mapping[ChannelVersion, Blob]) -> list[Step]:
         """Return the steps that add values, or replace them."""
-        steps: list[Step] = []
-        long = []
+        new: dict[ChannelVersion, Kept] = {}
+        long: list[ChannelVersion] = []
         for version, value in values.items():
             if version in self._kept:
-                steps += self._replaced(version, value)
-            elif len(value[1]) >= LEAST:
+                if self.value(version) != value:
+                    self._replace(version, value, new)
+            elif _is_long(value):
                 long.append(version)
             else:
-                steps.append((setitem, (self._kept, version, value)))
+                new[version] = value
+        steps: list[Step] = [(self._kept.update, (new,))]
         if long:
-            heads = self._heads()
+            kept = ChainMap(new, self._kept)  # as it will be
+            heads = {line[-1]: _whole(kept[line[-1]], kept) for line in self._lines.values()}
+            lines: dict[str, _Line] = {}
             # Those with a line first: what is like one of them is then made of its newest.
-            long.sort(key=lambda version: version[0] not in self._lines)
-            for version in long:
-                steps += self._added(version, values[version], heads)
+            for version in sorted(long, key=lambda version: version[0] not in self._lines):
+                line = lines.setdefault(version[0], _Line(self._lines.get(version[0], []), []))
+                _add(version, values[version], line, kept, heads)
+            steps += [(self._extend, (channel, len(old), coming)) for channel, (old, coming) in lines.items() if coming]
         return steps
 
-    def _replaced(self, version: ChannelVersion, value: Blob) -> Iterator[Step]:
-        if self.value(version) != value:
-            for other, kept in self._kept.items():
-                if isinstance(kept, Shared) and kept.base == version:
-                    yield setitem, (self._kept, other, self.whole(kept))
-            yield setitem, (self._kept, version, value)
+    def _replace(self, version: ChannelVersion, value: Blob, new: dict[ChannelVersion, Kept]) -> None:
+        for other, kept in self._kept.items():
+            if other not in new and isinstance(kept, Shared) and kept.base == version:
+                new[other] = self.whole(kept)
+        new[version] = value
 
-    def _added(self, version: ChannelVersion, value: Blob, heads: dict[ChannelVersion, Blob]) -> Iterator[Step]:
-        line = self._lines.get(version[0])
-        former = line[-1] if line else None
-        parts = difference(heads[former][1], value[1]) if former is not None else None
-        if parts is None:
-            kept = _shared(value, heads)
-            if isinstance(kept, Shared):
-                yield setitem, (self._kept, version, kept)
-                return
-        yield setitem, (self._kept, version, value)
-        if line is None:
-            line = []
-            yield setitem, (self._lines, version[0], line)
-        if former is not None:
-            if parts is not None:
-                shares = {former: Shared(heads[former][0], version, parts)}
-                self._shorten_ways(line, version, shares)
-                for other, shared in shares.items():
-                    yield setitem, (self._kept, other, shared)
-            del heads[former]
-        yield append_once, (line, version)
-        heads[version] = value
-
-    def _shorten_ways(
-        self, line: Sequence[ChannelVersion], newest: ChannelVersion, shares: dict[ChannelVersion, Shared]
-    ) -> None:
-        """Let some of those before lead to the newest at once, so that no way to it is long.
-
-        Every eighth leads to the one that is eight further, of these every eighth to the one that is 64 further, and so
-        on: each way is of at most 16 steps for every factor of eight in the line's length.
-        """
-        stride = _STRIDE
-        while len(line) % stride == 0 and len(line) >= stride:
-            far = line[len(line) - stride]
-            kept = shares.get(far, self._kept[far])
-            while isinstance(kept, Shared) and kept.base != newest:
-                following = shares.get(kept.base, self._kept[kept.base])
-                if isinstance(following, Shared):
-                    kept = Shared(kept.kind, following.base, composed(kept.parts, following.parts))
-                else:
-                    kept = following
-            if isinstance(kept, Shared):
-                shares[far] = kept
-            stride *= _STRIDE
+    def _extend(self, channel: str, length: int, coming: list[ChannelVersion]) -> None:
+        self._lines.setdefault(channel, [])[length:] = coming
 
     def copy(self) -> "History":
         """Return an independent copy; bytes are shared."""
@@ -186,22 +144,31 @@ class History:
             left = [version for version in line if version in versions]
             if left:
                 result._lines[channel] = left
-            for version, newer in zip(reversed(left), [None, *reversed(left)], strict=False):
+            for place in range(len(left) - 1, -1, -1):
                 yield
-                kept = self._kept[version]
-                if newer is None:
-                    kept = self.whole(kept)
-                elif isinstance(kept, Shared) and kept.base not in result._kept:
-                    kept = self.whole(kept)
-                    source = result.whole(result._kept[newer])
-                    parts = difference(kept[1], source[1])
-                    kept = kept if parts is None else Shared(kept[0], newer, parts)
-                result._kept[version] = kept
+                result._kept[left[place]] = self._moved(left, place, result._kept)
         for version in versions:
             if version in self._kept and version not in result._kept:
                 yield
                 result._kept[version] = result.adopted(self._kept[version], self)
         return result
+
+    def _moved(self, line: Sequence[ChannelVersion], place: int, into: Mapping[ChannelVersion, Kept]) -> Kept:
+        """Return how to keep a version in a line of some of those in its line here; `into` has what is newer in it."""
+        kept = self._kept[line[place]]
+        if place == len(line) - 1:
+            return self.whole(kept)
+        far = line[_further(place, len(line))]
+        if not isinstance(kept, Shared) or kept.base == far:
+            return kept
+        following = line[place + 1]
+        if kept.base != following:
+            value = self.whole(kept)
+            parts = difference(value[1], _whole(into[following], into)[1])
+            if parts is None:
+                return value
+            kept = Shared(value[0], following, parts)
+        return _led(kept, far, into)
 
     def adopted(self, kept: Kept, source: "History") -> Kept:
         """Return what was kept beside the channels of another history as it is to be kept beside these."""
@@ -232,10 +199,94 @@ class History:
                 yield f"what is made of {kept.base} leads to nothing whole, by {seen}"
 
 
-def append_once(items: list[_T], item: _T) -> None:
-    """Append to a list without duplicates, if that has not happened yet."""
-    if not items or items[-1] != item:
-        items.append(item)
+class _Line(NamedTuple):
+    """The versions of one channel's line, and those that come behind them."""
+
+    old: Sequence[ChannelVersion]
+    coming: list[ChannelVersion]
+
+    def length(self) -> int:
+        """Return how many they are."""
+        return len(self.old) + len(self.coming)
+
+    def at(self, place: int) -> ChannelVersion:
+        """Return the one at a place."""
+        return self.old[place] if place < len(self.old) else self.coming[place - len(self.old)]
+
+
+def _is_long(value: Blob) -> bool:
+    return len(value[1]) >= LEAST and isinstance(value[1], bytes)  # a serializer may return something else
+
+
+def _add(
+    version: ChannelVersion,
+    value: Blob,
+    line: _Line,
+    kept: MutableMapping[ChannelVersion, Kept],
+    heads: dict[ChannelVersion, Blob],
+) -> None:
+    """Add a long value at the end of its channel's line; or made of the end of some line, if it is like that.
+
+    Args:
+        version: Its version.
+        value: The value.
+        line: The channel's line.
+        kept: What is kept.
+        heads: What is last in each line.
+    """
+    length = line.length()
+    former = line.at(length - 1) if length else None
+    parts = difference(heads[former][1], value[1]) if former is not None else None
+    kept[version] = _shared(value, heads) if parts is None else value
+    if isinstance(kept[version], Shared):
+        return
+    line.coming.append(version)
+    heads[version] = value
+    if former is None:
+        return
+    if parts is not None:
+        kept[former] = Shared(heads[former][0], version, parts)
+        stride = _STRIDE
+        while length % stride == 0:
+            far = line.at(length - stride)
+            kept[far] = _led(kept[far], version, kept)
+            stride *= _STRIDE
+    del heads[former]
+
+
+def _further(place: int, length: int) -> int:
+    """Return which one in a line of this length the one at `place` is made of, so that no way to the last is long.
+
+    It is the next; for every eighth the one that is eight further, for every 64th the one that is 64 further, and so
+    on, as far as there is one. So each way is of at most 16 steps for every factor of eight in the length.
+    """
+    stride = 1
+    while place % (stride * _STRIDE) == 0 and place + stride * _STRIDE < length:
+        stride *= _STRIDE
+    return place + stride
+
+
+def _led(kept: Kept, to: ChannelVersion, others: Mapping[ChannelVersion, Kept]) -> Kept:
+    """Return what is shared as made of a version that its way leads to, or of what is whole before that."""
+    while isinstance(kept, Shared) and kept.base != to:
+        following = others[kept.base]
+        if not isinstance(following, Shared):
+            break
+        kept = Shared(kept.kind, following.base, composed(kept.parts, following.parts))
+    if isinstance(kept, Shared) and len(kept.parts) > _length(kept.parts) // 2:
+        return _whole(kept, others)
+    return kept
+
+
+def _whole(kept: Kept, others: Mapping[ChannelVersion, Kept]) -> Blob:
+    if not isinstance(kept, Shared):
+        return kept
+    kind, base, parts = kept
+    source = others[base]
+    while isinstance(source, Shared):
+        parts = composed(parts, source.parts)
+        source = others[source.base]
+    return kind, rebuilt(parts, source[1])
 
 
 def _shared(value: Blob, heads: Mapping[ChannelVersion, Blob]) -> Kept:
@@ -254,7 +305,7 @@ def difference(target: bytes, source: bytes) -> bytes | None:
     """Return how to make `target` of `source`; None if that takes more than half as many bytes as the target has."""
     parts: list[_Part] = []
     done = size = at = beside = 0
-    # Of what is left, so little is not worth the search for it.
+    # What is left after that is short: it is looked for only where the source ends.
     end = len(target) - max(_COPY, len(target) // 32)
     while at < end and len(parts) < _MOST_PARTS and size <= len(target) // 2:
         length = _alike(target, at, source, beside)
@@ -267,10 +318,12 @@ def difference(target: bytes, source: bytes) -> bytes | None:
         size += at - done
         at, beside = at + length, beside + length
         done = at
-    size += len(target) - done
-    if size > len(target) // 2:
-        return None
-    return _packed([*parts, (target[done:], 0, 0)])
+    length = _alike_before(target, len(target), done, source, len(source))
+    if length < _COPY:
+        length = 0
+    parts.append((target[done : len(target) - length], len(source) - length, length))
+    packed = _packed(parts)
+    return packed if len(packed) <= len(target) // 2 else None
 
 
 def _next_match(target: bytes, at: int, source: bytes, beside: int) -> _Match | None:
@@ -282,9 +335,6 @@ def _next_match(target: bytes, at: int, source: bytes, beside: int) -> _Match | 
                 if match[2] >= _CERTAIN:
                     return match
                 best = max(best, match, key=_length_of)
-    # Much was replaced, perhaps, and the end is as it was.
-    length = _alike_before(target, len(target), at, source, len(source))
-    best = max(best, (len(target) - length, len(source) - length, length), key=_length_of)
     return best if best[2] >= _COPY else None
 
 
@@ -352,11 +402,12 @@ def rebuilt(parts: bytes, source: bytes) -> bytes:
 def composed(outer: bytes, inner: bytes) -> bytes:
     """Return in one what two differences do one after the other, `inner` first."""
     middle = _unpacked(inner)
+    ends = [*accumulate(len(new) + length for new, _, length in middle)]
     result: list[_Part] = []
     new = b""
     for before, begin, length in _unpacked(outer):
         new += before
-        for piece, where, much in _cut(middle, begin, begin + length):
+        for piece, where, much in _cut(middle, ends, begin, begin + length):
             if piece is not None:
                 new += piece
             elif not new and result and result[-1][1] + result[-1][2] == where:
@@ -367,17 +418,32 @@ def composed(outer: bytes, inner: bytes) -> bytes:
     return _packed([*result, (new, 0, 0)])
 
 
-def _cut(parts: Sequence[_Part], begin: int, end: int) -> Iterator[tuple[bytes | None, int, int]]:
-    """Return what a stretch of a target is made of: new bytes, or None with where in the source they are, how many."""
-    at = 0
-    for new, where, length in parts:
-        if at < end and begin < at + len(new):
-            yield new[max(begin - at, 0) : end - at], 0, 0
-        at += len(new)
-        first, last = max(begin, at), min(end, at + length)
+def _cut(parts: Sequence[_Part], ends: Sequence[int], begin: int, end: int) -> Iterator[tuple[bytes | None, int, int]]:
+    """Return what a stretch of a target is made of: new bytes, or None with where in the source they are, how many.
+
+    Args:
+        parts: What makes the target.
+        ends: Where in it each part ends.
+        begin: Where the stretch begins.
+        end: Where it ends.
+    """
+    place = bisect_right(ends, begin)
+    while begin < end:
+        new, where, length = parts[place]
+        copied = ends[place] - length  # where in the target the copy begins
+        if begin < copied:
+            at = copied - len(new)
+            yield new[begin - at : end - at], 0, 0
+        first, last = max(begin, copied), min(end, ends[place])
         if first < last:
-            yield None, where + first - at, last - first
-        at += length
+            yield None, where + first - copied, last - first
+        begin = ends[place]
+        place += 1
+
+
+def _length(parts: bytes) -> int:
+    """Return how many bytes a difference makes."""
+    return sum(len(new) + length for new, _, length in _unpacked(parts))
 
 
 # In bytes: for each part how many new bytes, these, where the copy begins, its length; numbers in seven bits a byte.
