@@ -156,7 +156,7 @@ def _leave(locks: _Locks, key: _Key, lock: _Lock, first: bool) -> None:
     """Let the next one hold a lock, or take its entry away."""
     if first and lock.queue is None:
         lock.taken = False
-        del locks[key]
+        locks.pop(key, None)  # not there yet, if an interrupt came as it was to be put there
     else:
         lock.leave(first)
         _forget(locks, key, lock)

@@ -401,7 +401,7 @@ async def test_a_cancelled_read_changes_nothing(
             assert await call(saver) == wanted
         if raised is None:
             break
-    assert step >= (5 if make_store is Waiting else 1)
+    assert step >= (4 if make_store is Waiting else 1)
 
 
 @pytest.mark.parametrize("make_store", STORES, ids=["memory", "waiting"])
@@ -448,7 +448,7 @@ async def test_a_cancelled_entry_entered_nothing(way: Way, make_store: Callable[
                 await put(saver, "1")
                 assert not closed
             assert closed == ["closed"]
-    assert step >= (5 if make_store is Waiting else 1)
+    assert step >= (4 if make_store is Waiting else 1)
 
 
 async def test_a_cancelled_exit_closes_the_stack_all_the_same(way: Way) -> None:

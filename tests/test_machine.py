@@ -72,7 +72,7 @@ class HalfDeleted(MemoryStore):
         except get_cancelled_exc_class():
             buckets = {thread_id: self._buckets[thread_id] for thread_id in thread_ids if thread_id in self._buckets}
             halves = {thread_id: {"": bucket.namespaces.get("", Namespace())} for thread_id, bucket in buckets.items()}
-            self._replace({thread_id: memory._at_once(Bucket.of(half)) for thread_id, half in halves.items()})
+            self._replace({thread_id: memory.at_once(Bucket.of(half)) for thread_id, half in halves.items()})
             raise
         await super().delete(thread_ids)
 
