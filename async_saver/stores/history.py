@@ -20,15 +20,17 @@ __all__ = ["History", "Shared", "Step"]
 Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 """A part of a change, which may be done twice."""
 
-LEAST = 512  # bytes; what is shorter is not worth a difference
+LEAST = 1024  # bytes; what is shorter is not worth a difference
+_LEAST_BESIDE = 2048  # nor what is shorter and is no channel's next version, as it may be like nothing
 
 _COPY = 32  # bytes; what is shorter is not worth a copy
+_FIND = 128  # bytes; nor what is shorter the search for it
 _CERTAIN = 256  # bytes; what is common to all items of a list is shorter, and may be found at the wrong one
 _SEED = 24  # bytes that are looked for, to find where two go on alike
 _STEPS = (4, 64, 512, 4096)  # how far after the place where they part
 _NEAR = 8192  # how far from it they are looked for first, as that takes less time
 _MOST_PARTS = 16
-_MOST_TRIES = 3
+_MOST_TRIES = 2
 
 _Part = tuple[bytes, int, int]
 """New bytes, and then a copy: where in the source it begins, and how many bytes."""
@@ -90,8 +92,9 @@ class History:
         return _shared(value, self._heads()) if _is_long(value) else value
 
     def _heads(self) -> dict[ChannelVersion, Blob]:
-        """Return what is last in each line."""
-        return {line[-1]: self.whole(self._kept[line[-1]]) for line in self._lines.values()}
+        """Return what is last in each line, the longest line first."""
+        lines = sorted(self._lines.values(), key=len, reverse=True) if len(self._lines) > 1 else self._lines.values()
+        return {line[-1]: self.whole(self._kept[line[-1]]) for line in lines}
 
     def replaced(self, values: Mapping[ChannelVersion, Blob]) -> Collection[ChannelVersion]:
         """Return which versions have another value already."""
@@ -112,7 +115,7 @@ class History:
         steps: list[Step] = [(self._kept.update, (new,))]
         if long:
             kept = ChainMap(new, self._kept)  # as it will be
-            heads = {line[-1]: _whole(kept[line[-1]], kept) for line in self._lines.values()}
+            heads = {version: self.whole(new.get(version, head)) for version, head in self._heads().items()}
             lines: dict[str, _Line] = {}
             # Those with a line first: what is like one of them is then made of its newest.
             for version in sorted(long, key=lambda version: version[0] not in self._lines):
@@ -291,13 +294,13 @@ def _whole(kept: Kept, others: Mapping[ChannelVersion, Kept]) -> Blob:
 
 def _shared(value: Blob, heads: Mapping[ChannelVersion, Blob]) -> Kept:
     """Return a value made of one of some others, if it is like it."""
-    tries = 0
-    for version, (_, source) in reversed([*heads.items()]):
-        if tries < _MOST_TRIES and len(source) <= 2 * len(value[1]) and len(value[1]) <= 2 * len(source):
-            tries += 1
-            parts = difference(value[1], source)
-            if parts is not None:
-                return Shared(value[0], version, parts)
+    if len(value[1]) < _LEAST_BESIDE:
+        return value
+    alike = [one for one in heads.items() if len(value[1]) // 2 <= len(one[1][1]) <= 2 * len(value[1])]
+    for version, (_, source) in alike[:_MOST_TRIES]:
+        parts = difference(value[1], source)
+        if parts is not None:
+            return Shared(value[0], version, parts)
     return value
 
 
@@ -306,7 +309,7 @@ def difference(target: bytes, source: bytes) -> bytes | None:
     parts: list[_Part] = []
     done = size = at = beside = 0
     # What is left after that is short: it is looked for only where the source ends.
-    end = len(target) - max(_COPY, len(target) // 32)
+    end = len(target) - max(min(len(target) // 4, 1024), len(target) // 32)
     while at < end and len(parts) < _MOST_PARTS and size <= len(target) // 2:
         length = _alike(target, at, source, beside)
         if length < _COPY:
@@ -335,7 +338,7 @@ def _next_match(target: bytes, at: int, source: bytes, beside: int) -> _Match | 
                 if match[2] >= _CERTAIN:
                     return match
                 best = max(best, match, key=_length_of)
-    return best if best[2] >= _COPY else None
+    return best if best[2] >= _FIND else None
 
 
 def _length_of(match: _Match) -> int:
