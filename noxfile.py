@@ -40,8 +40,9 @@ def tests_without_trio(session: nox.Session) -> None:
     """The tests where trio is not installed: asyncio alone is enough for the package."""
     session.install("-e", ".[dev]")
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "trio")
-    # Without those that take a minute, and look at what happens on a loop and not at which loops there are.
-    slow = [f"--ignore=tests/test_{name}.py" for name in ("cancellation", "interrupts", "machine")]
+    # Without those that take long, and look at what happens on a loop and not at which loops there are, or at none.
+    names = ("cancellation", "history", "interrupts", "machine", "serde")
+    slow = [f"--ignore=tests/test_{name}.py" for name in names]
     session.run("python", "-m", "pytest", *slow, *session.posargs)
 
 
