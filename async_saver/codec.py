@@ -193,8 +193,8 @@ class Decoder:
 
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
-        # A subclass may read in a way of its own, and then it is not known how long that takes.
-        self._in_slices = type(serde).loads_typed is _FAST
+        # A subclass, or an instance, may read in a way of its own, and then it is not known how long that takes.
+        self._in_slices = getattr(serde.loads_typed, "__func__", None) is _FAST
         self._slice = _SLICE if self._in_slices else 0
 
     def metadata(self, stored: StoredCheckpoint) -> Slices[CheckpointMetadata]:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from ormsgpack import unpackb
 
 import async_saver
-from async_saver import AsyncSaver, MemoryStore, pace, serde
+from async_saver import AsyncSaver, FastJsonPlusSerializer, MemoryStore, pace, serde
 from async_saver.pace import _SLICE
 from async_saver.stores import memory
 from tests.build import all_of, checkpoint, config, ids, listed, put
@@ -500,3 +501,23 @@ async def test_what_a_delta_channel_is_rebuilt_from_is_read_in_slices(
     assert found["x"] == {"writes": [("task", "x", large)], "seed": _DeltaSnapshot(large)}
     assert max(read) <= _MOST.get(id(large), 150_000)
     assert len(read) > 5
+
+
+async def test_a_serializer_that_reads_in_a_way_of_its_own_is_asked(saver: AsyncSaver) -> None:
+    """Also if it is no class's method, and if only this instance does."""
+    await put(saver, "1", {"x": _MESSAGES})
+    ordinary, asked = JsonPlusSerializer(), []
+
+    def loads_typed(data: tuple[str, bytes]) -> Any:
+        asked.append(len(data[1]))
+        return ordinary.loads_typed(data)
+
+    patched = FastJsonPlusSerializer()
+    patched.loads_typed = loads_typed  # type: ignore[method-assign]
+    for other in (patched, SimpleNamespace(dumps_typed=ordinary.dumps_typed, loads_typed=loads_typed)):
+        saver.serde = other
+        found = await saver.aget_tuple(config())
+        assert found is not None
+        assert found.checkpoint["channel_values"]["x"] == _MESSAGES
+        assert max(asked) > 100_000
+        asked.clear()
