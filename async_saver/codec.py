@@ -151,8 +151,8 @@ def _parent_id(config: RunnableConfig) -> str | None:
 
 def _run_id(config: RunnableConfig) -> str | None:
     """Return the run that a config names, where `get_checkpoint_metadata` would find it."""
-    for part in ("metadata", "configurable"):
-        if part in config and (run_id := (config[part] or {}).get("run_id")) is not None:
+    for part in (config.get("metadata"), config.get("configurable")):
+        if part and (run_id := part.get("run_id")) is not None:
             return text(run_id)
     return None
 
@@ -253,7 +253,7 @@ class Decoder:
         return CheckpointTuple(
             config or config_of(thread_id, checkpoint_ns, record.checkpoint_id),
             checkpoint,
-            metadata,
+            cast(CheckpointMetadata, metadata),
             config_of(thread_id, checkpoint_ns, record.parent_id) if record.parent_id else None,
             (yield from self._pending(writes, thread_id)) if writes else [],
         )

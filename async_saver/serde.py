@@ -119,10 +119,11 @@ class FastJsonPlusSerializer(JsonPlusSerializer):
             return self.loads_typed(data)
         try:
             value, end = yield from _sliced(packed, 0, self._reader())
+            if end == len(packed):
+                return value
         except (ValueError, IndexError, RecursionError):
-            end = 0
-        # What is malformed is read again, for the error of that.
-        return value if end == len(packed) else self.loads_typed(data)
+            pass
+        return self.loads_typed(data)  # it is malformed, and this says how
 
 
 # Writing.

@@ -294,7 +294,8 @@ def of_two_letters(seed: int, size: int) -> bytes:
 def hostile(size: int) -> bytes:
     """What has a little in common with others, again and again, and each time it is hard to find."""
     junk, source = of_two_letters(2, size), of_two_letters(1, size)
-    pieces = [junk[i * 100 : i * 100 + 8] + source[-1000 - i * 100 :][:40] for i in range(40)]
+    found = (history._FIND + history._CERTAIN) // 2  # worth a copy, and yet another may be better
+    pieces = [junk[i * 100 : i * 100 + 4] + source[-1000 - i * size // 50 :][:found] for i in range(40)]
     return (b"".join(pieces) + junk)[:size]
 
 
@@ -350,11 +351,11 @@ class World:
 
     def check(self) -> None:
         """Look whether everything reads as it should."""
+        assert [*self.namespace.faults()] == []
         assert {version: self.history.value(version) for version in self.history} == self.values
         assert all(self.history.kind(version) == value[0] for version, value in self.values.items())
         assert self.history.kind(("unknown", 1)) is self.history.value(("unknown", 1)) is None
         assert {(one.task_id, one.idx): one.value for one in self.namespace.write_records("c")} == self.beside
-        assert [*self.namespace.faults()] == []
 
     def add(self, values: Mapping[ChannelVersion, Blob], cut: int = 0) -> None:
         """Add values, with an interrupt after so many steps, and the rest done once more at last."""
@@ -673,6 +674,18 @@ def test_the_work_of_a_reading_is_in_proportion_to_the_value(monkeypatch: pytest
     assert counted.since()[1] <= 50 * LONG
 
 
+def test_to_read_a_version_takes_no_more_than_its_way_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each difference on it were applied once, from what is whole."""
+    world = grown(1000, flipped, noise(0, LONG))
+    way, kept = 0, world.history._kept["a", 1]
+    while isinstance(kept, Shared):
+        way += len(history._unpacked(kept.parts))
+        kept = world.history._kept[kept.base]
+    counted = Counted(monkeypatch)
+    assert world.history.value(("a", 1)) == world.values["a", 1]
+    assert counted.since()[1] <= 3 * way
+
+
 def test_nothing_is_kept_that_is_longer_than_the_value() -> None:
     """Also where versions differ at very many places."""
     world = grown(520, flipped, noise(0, LEAST))
@@ -903,6 +916,16 @@ async def test_a_write_outlives_the_version_that_it_is_made_of() -> None:
     assert found is not None
     assert found.pending_writes == [("task", "sent", chat(7))]
     saver._shared.store.check()  # type: ignore[attr-defined]
+
+
+@pytest.mark.anyio
+async def test_a_write_shares_with_another_version_when_its_own_is_deleted() -> None:
+    """With the newest that is left, which it is like as well."""
+    saver = await chatted(3)
+    await saver.aput_writes(config(checkpoint_id="999"), [("sent", chat(7))], "task")
+    await saver.adelete_for_runs(["run 2"])
+    assert sum(kept_by(saver)) < 1.5 * len(_SERDE.dumps_typed(chat(6))[1])
+    assert dict(saver.writes["t", "", "999"]) == {("task", 0): ("task", "sent", _SERDE.dumps_typed(chat(7)), "")}
 
 
 @pytest.mark.anyio

@@ -9,6 +9,7 @@ wrote them.
 from bisect import bisect_right
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from functools import reduce
 from itertools import accumulate, chain
 from typing import Any, NamedTuple, TypeAlias
 
@@ -284,12 +285,18 @@ def _led(kept: Kept, to: ChannelVersion, others: Mapping[ChannelVersion, Kept]) 
 def _whole(kept: Kept, others: Mapping[ChannelVersion, Kept]) -> Blob:
     if not isinstance(kept, Shared):
         return kept
-    kind, base, parts = kept
-    source = others[base]
+    way = [kept.parts]
+    source = others[kept.base]
     while isinstance(source, Shared):
-        parts = composed(parts, source.parts)
+        way.append(source.parts)
         source = others[source.base]
-    return kind, rebuilt(parts, source[1])
+    data = source[1]
+    if sum(map(len, way)) > len(data) // 16:
+        # They have many parts: to make each of the next takes less time than to make one of all.
+        for parts in reversed(way):
+            data = rebuilt(parts, data)
+        return kept.kind, data
+    return kept.kind, rebuilt(reduce(composed, way), data)
 
 
 def _shared(value: Blob, heads: Mapping[ChannelVersion, Blob]) -> Kept:

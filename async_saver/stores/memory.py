@@ -97,14 +97,14 @@ class MemoryStore(Store):
     def _settle(self) -> None:
         """Finish a change that was cut off, if there is one. The caller is in the guard."""
         if self._journal is not None:
-            self._commit(self._journal)
+            for step, arguments in self._journal:
+                step(*arguments)
+            self._journal = None
 
     def _commit(self, steps: _Steps) -> None:
         """Make a change. The caller is in the guard, and has prepared every step without touching what is stored."""
         self._journal = steps
-        for step, arguments in steps:
-            step(*arguments)
-        self._journal = None
+        self._settle()
 
     def peek(self, look: Callable[[Mapping[str, Bucket]], _T]) -> _T:
         """Return what `look` sees of the buckets at one moment. It must be quick, and hand out nothing mutable."""
