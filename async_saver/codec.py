@@ -106,15 +106,14 @@ def record_of(
     encoded_metadata: Blob,
 ) -> CheckpointRecord:
     """Return the record of a checkpoint that is serialised already; its `channel_values` are not looked at."""
-    checkpoint_id = checkpoint["id"]
     return CheckpointRecord(
-        checkpoint_id if type(checkpoint_id) is str else text(checkpoint_id),
+        text(checkpoint["id"]),
         parent_id,
         encoded_checkpoint,
         encoded_metadata,
         tuple(checkpoint["channel_versions"].items()),
         None if run_id is None else text(run_id),
-        tuple(metadata["counters_since_delta_snapshot"] or ()) if "counters_since_delta_snapshot" in metadata else (),
+        tuple(metadata.get("counters_since_delta_snapshot") or ()),
     )
 
 
@@ -146,7 +145,7 @@ def encode_writes(
 
 def _parent_id(config: RunnableConfig) -> str | None:
     parent_id = config.get("configurable", {}).get("checkpoint_id")
-    return parent_id if type(parent_id) is str and parent_id else text(parent_id) if parent_id else None
+    return text(parent_id) if parent_id else None
 
 
 def _run_id(config: RunnableConfig) -> str | None:

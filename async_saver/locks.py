@@ -57,8 +57,8 @@ class ThreadLocks:
             async with self.holding(thread_id):
                 return await func(thread_id, *args, **kwargs)
         lock = _Lock()
-        self._locks[key] = weakref.ref(lock)
         try:
+            self._locks[key] = weakref.ref(lock)
             return await func(thread_id, *args, **kwargs)
         finally:
             _leave(self._locks, key, lock, first=True)

@@ -120,6 +120,8 @@ Histories: TypeAlias = Mapping[str, StoredHistory]
 
 def text(value: object) -> str:
     """Return an id as a plain string; the agent server passes UUIDs."""
+    if type(value) is str:
+        return value
     if isinstance(value, str):
         return str.__str__(value)  # the text of a member of a str enumeration, not its name
     return str(value)

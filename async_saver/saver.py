@@ -706,8 +706,6 @@ def _place(config: RunnableConfig) -> tuple[str, str | None, str | None]:
     configurable = (config or {}).get("configurable") or {}
     thread_id, checkpoint_ns = configurable.get("thread_id"), configurable.get("checkpoint_ns")
     checkpoint_id = configurable.get("checkpoint_id")
-    if type(thread_id) is str and type(checkpoint_ns) is str and (checkpoint_id is None or type(checkpoint_id) is str):
-        return thread_id, checkpoint_ns, checkpoint_id or None  # as LangGraph has them
     if thread_id is None:
         raise ConfigError(
             "the config names no conversation (no thread_id); pass "

@@ -79,7 +79,8 @@ class Namespace:
 
     def value(self, version: ChannelVersion) -> Blob | None:
         """Return the value stored for a version; None where there is none, or an empty one."""
-        return self.history.value(version) if self.has_value(version) else None
+        blob = self.history.value(version)
+        return None if blob is None or blob[0] == EMPTY[0] else blob
 
     def added(self, values: Mapping[ChannelVersion, Blob]) -> list[Step]:
         """Return the steps that add values of channel versions, or replace them."""
@@ -106,11 +107,12 @@ class Namespace:
 
     def read(self, thread_id: str, checkpoint_ns: str, record: CheckpointRecord) -> StoredCheckpoint:
         """Return a checkpoint with its values and pending writes."""
-        values = []
-        for version in record.versions:
-            blob = self.history.value(version)
-            if blob is not None and blob[0] != EMPTY[0]:
-                values.append((version[0], blob))
+        value = self.history.value
+        values = [
+            (version[0], blob)
+            for version in record.versions
+            if (blob := value(version)) is not None and blob[0] != EMPTY[0]
+        ]
         writes = self.sorted_writes(record.checkpoint_id) if record.checkpoint_id in self.writes else ()
         return StoredCheckpoint(thread_id, checkpoint_ns, record, values, writes)
 

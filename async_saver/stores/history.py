@@ -90,7 +90,7 @@ class History:
 
     def shared(self, value: Blob) -> Kept:
         """Return a value as it is to be kept beside those of the channels, for instance in a write."""
-        return _shared(value, self._heads()) if _is_long(value) else value
+        return _shared(value, self._heads()) if _is_long(value, _LEAST_BESIDE) else value
 
     def _heads(self) -> dict[ChannelVersion, Blob]:
         """Return what is last in each line, the longest line first."""
@@ -109,7 +109,7 @@ class History:
             if version in self._kept:
                 if self.value(version) != value:
                     self._replace(version, value, new)
-            elif _is_long(value):
+            elif _is_long(value, LEAST):
                 long.append(version)
             else:
                 new[version] = value
@@ -218,8 +218,8 @@ class _Line(NamedTuple):
         return self.old[place] if place < len(self.old) else self.coming[place - len(self.old)]
 
 
-def _is_long(value: Blob) -> bool:
-    return len(value[1]) >= LEAST and isinstance(value[1], bytes)  # a serializer may return something else
+def _is_long(value: Blob, least: int) -> bool:
+    return len(value[1]) >= least and isinstance(value[1], bytes)  # a serializer may return something else
 
 
 def _add(
@@ -301,7 +301,7 @@ def _whole(kept: Kept, others: Mapping[ChannelVersion, Kept]) -> Blob:
 
 def _shared(value: Blob, heads: Mapping[ChannelVersion, Blob]) -> Kept:
     """Return a value made of one of some others, if it is like it."""
-    if len(value[1]) < _LEAST_BESIDE:
+    if not _is_long(value, _LEAST_BESIDE):
         return value
     alike = [one for one in heads.items() if len(value[1]) // 2 <= len(one[1][1]) <= 2 * len(value[1])]
     for version, (_, source) in alike[:_MOST_TRIES]:
