@@ -93,15 +93,18 @@ async def test_a_change_that_an_interrupt_cut_off_is_finished_by_the_next_call(s
         assert cut.writes == smooth.writes
         assert cut.blobs == smooth.blobs
         cut._shared.store.check()  # type: ignore[attr-defined]
+        assert cut._shared.store.cuts > 0  # type: ignore[attr-defined]
 
 
 class Interrupted(MemoryStore):
     """Is interrupted once, after `left` steps of its journal."""
 
     left = -1
+    cuts = 0
 
     def _settle(self) -> None:
         if self._journal is not None and self.left >= 0:
+            self.cuts += 1
             for step, arguments in self._journal[: self.left]:
                 step(*arguments)
             self.left = -1
