@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import pickle
 import random
 import zlib
@@ -20,7 +19,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver as Reference
-from langgraph.checkpoint.memory import PersistentDict
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.types import Send
 
@@ -32,6 +30,7 @@ from async_saver.stores.bucket import Namespace, Write
 from async_saver.stores.history import LEAST, History, Shared, Step, composed, difference, rebuilt
 from tests.build import all_of, checkpoint, config, listed, put
 from tests.model import Call, Model, Task, Trial, everything
+from tests.test_compat import files
 
 _BORDERS = (0, history._SEED, history._COPY, LEAST, history._CERTAIN, 0x80, 0x4000)
 SIZES = sorted({max(border + more, 0) for border in _BORDERS for more in (-1, 0, 1)})
@@ -1153,19 +1152,6 @@ async def test_views_show_whole_values() -> None:
     assert dict(saver.writes["t", "", "009"]) == {("task", 0): ("task", "sent", _SERDE.dumps_typed(chat(14)), "")}
     for checkpoint_id, (stored, _, _) in saver.storage["t"][""].items():
         assert _SERDE.loads_typed(stored)["id"] == checkpoint_id
-
-
-def files(folder: Path) -> Callable[..., Any]:
-    """A factory of three files."""
-    names = iter(("storage", "writes", "blobs"))
-
-    def factory(*args: Any) -> PersistentDict:
-        made = PersistentDict(*args, filename=str(folder / next(names)))
-        if os.path.exists(made.filename):
-            made.load()
-        return made
-
-    return factory
 
 
 @pytest.mark.anyio
