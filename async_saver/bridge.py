@@ -11,8 +11,6 @@ from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import anyio
-from anyio import CancelScope
-from anyio.abc import TaskGroup
 from anyio.lowlevel import current_token
 
 from async_saver.errors import PortalError
@@ -141,12 +139,10 @@ class _Portal:
 
     async def _serve(self) -> None:
         try:
-            async with anyio.create_task_group() as tasks:
-                self._loop = asyncio.get_running_loop()
-                self._tasks: TaskGroup = tasks
-                self.open = True
-                self.opening.release()
-                await anyio.sleep_forever()
+            self._loop = asyncio.get_running_loop()
+            self.open = True
+            self.opening.release()
+            await anyio.sleep_forever()
         finally:
             self.open, self.ended = False, True
 
@@ -156,9 +152,17 @@ class _Portal:
         if _library is not None:
             context.run(_library.set, "asyncio")  # the caller may be on trio
         self._calls.add(call)
-        self._soon(self._tasks.start_soon, self._run, call, context=context)
+        self._soon(self._begin, call, context=context)
         if self.ended:
             call.end()
+
+    def _begin(self, call: "_Call[Any]") -> None:
+        if sys.version_info >= (3, 12):  # what need not wait is done by the time that the task is there
+            call.task = asyncio.Task(self._run(call), loop=self._loop, eager_start=True)
+        else:
+            call.task = asyncio.Task(self._run(call), loop=self._loop)
+        if call.given_up:
+            call.task.cancel()
 
     async def _run(self, call: "_Call[Any]") -> None:
         try:
@@ -166,11 +170,10 @@ class _Portal:
         finally:
             self._calls.discard(call)
 
-    def cancel(self, call: "_Call[Any]", scope: CancelScope) -> None:
+    def cancel(self, task: "asyncio.Task[None]") -> None:
         """Cancel a call in the portal, from another worker thread."""
-        self._calls.discard(call)
         with suppress(PortalError):
-            self._soon(scope.cancel)
+            self._soon(task.cancel)
 
     def _soon(self, callback: Callable[..., object], *args: object, context: Context | None = None) -> None:
         try:
@@ -183,9 +186,9 @@ class _Call(Generic[_T]):
     """One call on its way over the bridge. Its caller may be interrupted before it has anything to cancel it by."""
 
     def __init__(self, func: Callable[[], Awaitable[_T]]) -> None:
+        self.task: asyncio.Task[None] | None = None
         self._func = func
-        self._scope: CancelScope | None = None
-        self._given_up = False
+        self.given_up = False
         self._outcome: tuple[_T, None] | tuple[None, BaseException] | None = None
         self._under_way = threading.Lock()
         self._under_way.acquire()
@@ -193,14 +196,10 @@ class _Call(Generic[_T]):
     async def run(self) -> None:
         """Make the call. What it raises is kept for `result`: here it would end the portal for everybody."""
         try:
-            with CancelScope() as self._scope:
-                if not self._given_up:
-                    try:
-                        self._outcome = (await self._func(), None)
-                    except BaseException as exc:
-                        if self._given_up and isinstance(exc, anyio.get_cancelled_exc_class()):
-                            raise
-                        self._outcome = (None, exc)
+            if not self.given_up:
+                self._outcome = (await self._func(), None)
+        except BaseException as exc:
+            self._outcome = (None, exc)
         finally:
             self.end()
 
@@ -211,9 +210,9 @@ class _Call(Generic[_T]):
 
     def give_up(self, portal: _Portal) -> None:
         """Cancel the call, wherever it is: one that has not started yet sees the mark."""
-        self._given_up = True
-        if self._scope is not None:
-            portal.cancel(self, self._scope)
+        self.given_up = True
+        if self.task is not None:
+            portal.cancel(self.task)
 
     def wait(self) -> None:
         """Wait for the end of the call."""
