@@ -432,6 +432,30 @@ async def test_the_plugin_of_anyio_has_loops_of_its_own() -> None:
     assert await listed(SAVER, config("plugin")) == [f"{len(before)}", *before]
 
 
+@pytest.mark.asyncio
+async def test_trio_as_a_guest_of_asyncio_has_locks_of_its_own() -> None:
+    """Two event loops that share one worker thread: what the host holds, the guest need not wait for."""
+    trio = pytest.importorskip("trio")
+    saver, loop = AsyncSaver(), asyncio.get_running_loop()
+    locks, held = saver._shared.locks, list[int]()
+
+    async def guest() -> object:
+        async with locks.holding("t"):
+            held.append(len(locks))
+        await put(saver, "1")
+        return anyio.get_cancelled_exc_class()
+
+    done = loop.create_future()
+    async with locks.holding("t"):
+        trio.lowlevel.start_guest_run(
+            guest, run_sync_soon_threadsafe=loop.call_soon_threadsafe, done_callback=done.set_result
+        )
+        outcome = await asyncio.wait_for(done, 10)
+    assert (outcome.unwrap(), held, len(locks)) == (trio.Cancelled, [2], 0)
+    await put(saver, "2")
+    assert await listed(saver, config()) == ["2", "1"]
+
+
 # Entered in one place and left in another.
 
 
