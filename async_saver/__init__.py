@@ -8,10 +8,15 @@ from async_saver.errors import (
     InvalidValueError,
     PortalError,
     SerializationError,
+    SessionError,
+    SessionInterruptedError,
+    SessionLostError,
+    ThreadBusyError,
     ThreadExistsError,
 )
 from async_saver.saver import AsyncSaver
 from async_saver.serde import FastJsonPlusSerializer
+from async_saver.session import MultitaskStrategy, Session
 from async_saver.stores.base import Store
 from async_saver.stores.memory import MemoryStore
 
@@ -29,9 +34,15 @@ __all__ = [
     "InvalidValueError",
     "MemorySaver",
     "MemoryStore",
+    "MultitaskStrategy",
     "PortalError",
     "SerializationError",
+    "Session",
+    "SessionError",
+    "SessionInterruptedError",
+    "SessionLostError",
     "Store",
+    "ThreadBusyError",
     "ThreadExistsError",
 ]
 

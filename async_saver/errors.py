@@ -12,6 +12,10 @@ __all__ = [
     "InvalidValueError",
     "PortalError",
     "SerializationError",
+    "SessionError",
+    "SessionInterruptedError",
+    "SessionLostError",
+    "ThreadBusyError",
     "ThreadExistsError",
     "shown",
 ]
@@ -59,3 +63,19 @@ class ThreadExistsError(AsyncSaverError, ValueError):
 
 class PortalError(AsyncSaverError, RuntimeError):
     """A sync method was called where it could only wait for itself."""
+
+
+class SessionError(AsyncSaverError, RuntimeError):
+    """A session was used otherwise than by one task, once, in a `with` or `async with` statement."""
+
+
+class ThreadBusyError(AsyncSaverError, TimeoutError):
+    """Another session holds the conversation, and this one may not wait for it, or has waited long enough."""
+
+
+class SessionInterruptedError(AsyncSaverError, RuntimeError):
+    """A session was ended by another one, of strategy "interrupt" or "rollback"."""
+
+
+class SessionLostError(AsyncSaverError, RuntimeError):
+    """A session wrote to a conversation that is no longer its own; nothing was stored."""

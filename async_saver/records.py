@@ -9,6 +9,7 @@ __all__ = [
     "ChannelVersion",
     "CheckpointRecord",
     "Histories",
+    "Lease",
     "Listing",
     "StoredCheckpoint",
     "StoredHistory",
@@ -116,6 +117,25 @@ class Listing(NamedTuple):
 
 Histories: TypeAlias = Mapping[str, StoredHistory]
 """The history of each channel that was asked for."""
+
+
+class Lease:
+    """A conversation's being one session's, as a store gave it; a store may give more than is told here.
+
+    Attributes:
+        thread_id: The conversation.
+        fence: A number that is greater than those of all leases of this conversation before.
+        owner: Who holds it, in words.
+        since: When it was given, in seconds of the epoch.
+    """
+
+    __slots__ = ("fence", "owner", "since", "thread_id")
+
+    def __init__(self, thread_id: str, fence: int, owner: str, since: float) -> None:
+        self.thread_id = thread_id
+        self.fence = fence
+        self.owner = owner
+        self.since = since
 
 
 def text(value: object) -> str:

@@ -32,6 +32,7 @@ from async_saver.locks import ThreadLocks
 from async_saver.pace import Slices, at_once, in_turns, is_due, keep_pace
 from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord, text
 from async_saver.serde import FastJsonPlusSerializer
+from async_saver.session import MultitaskStrategy, Session, sessions_of
 from async_saver.stores.base import Store
 from async_saver.stores.memory import MemoryStore
 
@@ -349,7 +350,8 @@ class AsyncSaver(
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
     ) -> RunnableConfig:
-        await self._shared.locks.call(thread_id, self._shared.store.put, checkpoint_ns, record, blobs)
+        shared = self._shared
+        await shared.locks.call(thread_id, shared.store.put, checkpoint_ns, record, blobs, shared.sessions.leases())
         if is_due():
             await keep_pace()
         return config_of(thread_id, checkpoint_ns, record.checkpoint_id)
@@ -394,7 +396,9 @@ class AsyncSaver(
     async def _put_writes(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, records: Sequence[WriteRecord]
     ) -> None:
-        await self._shared.locks.call(thread_id, self._shared.store.put_writes, checkpoint_ns, checkpoint_id, records)
+        shared = self._shared
+        leases = shared.sessions.leases()
+        await shared.locks.call(thread_id, shared.store.put_writes, checkpoint_ns, checkpoint_id, records, leases)
         if is_due():
             await keep_pace()
 
@@ -406,7 +410,7 @@ class AsyncSaver(
         """
         thread_id = _one(thread_id, "thread_id")
         async with self._shared.locks.holding(thread_id):
-            await self._shared.store.delete([thread_id])
+            await self._shared.store.delete([thread_id], self._shared.sessions.leases())
         await keep_pace()
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -424,7 +428,7 @@ class AsyncSaver(
         runs = _several(run_ids, "run_ids")
         thread_ids = await self._shared.store.run_threads(runs)
         async with self._shared.locks.holding(*thread_ids):
-            await self._shared.store.delete_for_runs(runs)
+            await self._shared.store.delete_for_runs(runs, self._shared.sessions.leases())
         await keep_pace()
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
@@ -438,7 +442,7 @@ class AsyncSaver(
         """
         source, target = _one(source_thread_id, "source_thread_id"), _one(target_thread_id, "target_thread_id")
         async with self._shared.locks.holding(source, target):
-            await self._shared.store.copy(source, target)
+            await self._shared.store.copy(source, target, self._shared.sessions.leases())
         await keep_pace()
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
@@ -458,12 +462,71 @@ class AsyncSaver(
             raise InvalidValueError(
                 f'unknown prune strategy {shown(strategy)}; pass "keep_latest", "delete" or "delete_all"'
             )
+        leases = self._shared.sessions.leases()
         async with self._shared.locks.holding(*threads):
             if strategy == "keep_latest":
-                await self._shared.store.keep_latest(threads)
+                await self._shared.store.keep_latest(threads, leases)
             else:
-                await self._shared.store.delete(threads)
+                await self._shared.store.delete(threads, leases)
         await keep_pace()
+
+    # Sessions.
+
+    def session(
+        self,
+        thread_id: str,
+        *,
+        multitask_strategy: MultitaskStrategy = "enqueue",
+        timeout: float | None = None,
+        ephemeral: bool = False,
+    ) -> Session:
+        """Return a session: in `async with`, or `with`, no other session is on the conversation.
+
+        LangGraph loads a state when a run begins and stores the next one later, so two runs at once on a conversation
+        lose turns. Give each its session:
+
+        ```python
+        async with saver.session("thread-1") as session:
+            await graph.ainvoke(inputs, session.config)
+        ```
+
+        A session keeps other sessions away, never calls that are made outside of any. Tasks that are started in it
+        belong to it: a session that they enter on the same `thread_id` joins it. So it does not keep apart two runs
+        that are gathered inside of one session.
+
+        What is written in a session that is over, as another one has held the conversation since, is refused.
+
+        Args:
+            thread_id: The conversation; it need not exist.
+            multitask_strategy: What to do where another session holds the conversation. "enqueue": wait, first come
+                first served. "reject": raise an error. "interrupt": cancel what runs in the other session, let it
+                unwind, keep what it stored, and go on. "rollback": likewise, but undo what it stored.
+            timeout: How many seconds to wait at most; None for ever. With "interrupt" and "rollback", how long the
+                other session may unwind, and still store something, before this one goes on in any case. (One that is
+                held by sync code has no such time, as it cannot be cancelled.)
+            ephemeral: Delete the conversation when the session ends, however it does.
+
+        Raises:
+            ThreadBusyError: When it is entered: another session holds the conversation, and the strategy is "reject",
+                or the time is over. Or this is sync code whose waiting would hold up the other session.
+            SessionInterruptedError: When it is left (or entered): another session has interrupted it. What came out
+                of its body is the `__cause__`.
+            SessionLostError: When it is left: it is over, and was not told.
+            SessionError: It is entered twice, or left by another task than it was entered by.
+            InvalidTypeError: The `thread_id` is None, or `timeout` is no number.
+            InvalidValueError: The strategy is unknown, or `timeout` is negative.
+        """
+        sessions = self._shared.sessions
+        return Session(
+            self._shared.store, sessions, _one(thread_id, "thread_id"), multitask_strategy, timeout, ephemeral
+        )
+
+    async def ais_busy(self, thread_id: str) -> bool:
+        """Tell whether a session holds a conversation."""
+        thread_id = _one(thread_id, "thread_id")
+        await keep_pace()
+        here = self._shared.sessions.is_busy(thread_id)
+        return here if here is not None else await self._shared.store.lease(thread_id) is not None
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """Return the version after `current`: a counter, and a random tail.
@@ -550,6 +613,10 @@ class AsyncSaver(
         """Delete what these runs made; see `adelete_for_runs`."""
         bridge.call(AsyncSaver.adelete_for_runs, self, run_ids)
 
+    def is_busy(self, thread_id: str) -> bool:
+        """Tell whether a session holds a conversation; see `ais_busy`."""
+        return bridge.call(AsyncSaver.ais_busy, self, thread_id)
+
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a whole conversation; see `acopy_thread`."""
         bridge.call(AsyncSaver.acopy_thread, self, source_thread_id, target_thread_id)
@@ -572,6 +639,7 @@ class _Shared:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.locks = ThreadLocks()
+        self.sessions = sessions_of(store)
         self.stack = ExitStack()
         self._entered = 0
         self._files: Files | None = None

@@ -13,10 +13,11 @@ _ROOT = Path(async_saver.__file__).parent
 
 # A module may import those of lower floors.
 _FLOORS = [
-    {"errors", "records", "pace", "serde"},
+    {"errors", "records", "pace", "runners", "serde"},
     {"guard", "locks", "stores.base", "stores.history"},
     {"stores.bucket"},
-    {"bridge", "codec", "stores.memory", "testing"},
+    {"bridge", "codec", "stores.leases", "testing"},
+    {"session", "stores.memory"},
     {"compat"},
     {"saver"},
     {"__init__"},

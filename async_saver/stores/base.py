@@ -11,6 +11,7 @@ from async_saver.records import (
     ChannelVersion,
     CheckpointRecord,
     Histories,
+    Lease,
     Listing,
     StoredCheckpoint,
     WriteRecord,
@@ -32,6 +33,9 @@ class Store(ABC):
     - A call takes effect wholly or not at all, also when it is cancelled, and has taken effect when it returns.
     - Reading leaves no trace, and takes what it returns from one moment.
     - Between two steps of an iterator nothing is held, and where steps never wait they yield to the event loop.
+    - What writes is told the leases of its caller. If the first of them that is for a conversation of the call is
+      lost, the call raises a `SessionLostError` and stores nothing; that is looked at in the same step that stores. A
+      lease is lost once a later one was given for its conversation, or it was released with `delete`.
     - Its errors are `AsyncSaverError`s. Only an id with NULs in it, or longer than 300 characters, may be refused, by
       an `InvalidValueError`.
 
@@ -77,6 +81,7 @@ class Store(ABC):
         checkpoint_ns: str,
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
+        leases: Sequence[Lease] = (),
     ) -> None:
         """Store a checkpoint, and the values that are new with it; a checkpoint of the same id is replaced.
 
@@ -85,11 +90,17 @@ class Store(ABC):
             checkpoint_ns: Its namespace.
             record: The checkpoint.
             blobs: Each new version with its value; a version that was stored before is replaced.
+            leases: Those of the caller, innermost first, as with all that writes.
         """
 
     @abstractmethod
     async def put_writes(
-        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[WriteRecord]
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str,
+        writes: Sequence[WriteRecord],
+        leases: Sequence[Lease] = (),
     ) -> None:
         """Store pending writes of a checkpoint, which may itself not be stored yet.
 
@@ -98,11 +109,11 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def delete(self, thread_ids: Sequence[str]) -> None:
+    async def delete(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         """Delete everything of these conversations; unknown ones are ignored."""
 
     @abstractmethod
-    async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+    async def delete_for_runs(self, run_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         """Delete the checkpoints and the writes that these runs made; unknown runs are ignored.
 
         The checkpoints that stay read as before. Where the value of a `DeltaChannel` is rebuilt from an ancestor
@@ -115,7 +126,7 @@ class Store(ABC):
         """Return the `thread_id`s of all conversations in which these runs stored something."""
 
     @abstractmethod
-    async def copy(self, source_thread_id: str, target_thread_id: str) -> None:
+    async def copy(self, source_thread_id: str, target_thread_id: str, leases: Sequence[Lease] = ()) -> None:
         """Copy all namespaces, checkpoints and writes; the two are independent afterwards.
 
         An unknown source is ignored.
@@ -125,7 +136,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def keep_latest(self, thread_ids: Sequence[str]) -> None:
+    async def keep_latest(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         """Delete, per namespace of these conversations, all checkpoints but the one of the greatest id.
 
         Kept with it are its writes, writes whose checkpoint has a greater id and is not stored yet, and, for every
@@ -143,3 +154,34 @@ class Store(ABC):
     @abstractmethod
     async def count(self) -> int:
         """Return how many conversations hold something."""
+
+    # Leases keep sessions apart, and nothing else: who has none reads and writes as ever.
+
+    @abstractmethod
+    async def acquire(
+        self, thread_id: str, owner: str, *, instead_of: Lease | None = None, undo: bool = False
+    ) -> Lease | None:
+        """Take the lease of a conversation; None if another one holds it. A call that is cancelled takes none.
+
+        Args:
+            thread_id: The conversation; it need not hold anything.
+            owner: Who takes it, in words.
+            instead_of: A lease that ends with this step if it is still held.
+            undo: Undo in the same step what was stored with `instead_of` while that was held, in all namespaces: what
+                it added goes, what it replaced or deleted comes back.
+        """
+
+    @abstractmethod
+    async def renew(self, lease: Lease) -> bool:
+        """Tell whether a lease is still held; where leases run out, it then lasts on."""
+
+    @abstractmethod
+    async def release(self, lease: Lease, *, delete: bool = False) -> bool:
+        """Give a lease back, and tell whether it was still held; else do nothing. Takes effect also if it is cancelled.
+
+        With `delete`, everything of the conversation is deleted in the same step, and the lease is lost.
+        """
+
+    @abstractmethod
+    async def lease(self, thread_id: str) -> Lease | None:
+        """Return the lease of a conversation that is held now."""

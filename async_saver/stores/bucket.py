@@ -25,7 +25,7 @@ from async_saver.records import (
 )
 from async_saver.stores.history import History, Kept, Shared, Step
 
-__all__ = ["Bucket", "Namespace", "Write", "WriteKey", "with_inserted"]
+__all__ = ["Bucket", "Former", "Namespace", "Write", "WriteKey", "with_inserted"]
 
 WriteKey = tuple[str, int]
 """A write's `(task_id, idx)`."""
@@ -43,6 +43,25 @@ class Write(NamedTuple):
     value: Kept
     task_path: str
     run_id: str | None
+
+
+class Former:
+    """What a session found in a namespace where it then wrote, as it found it first; None where there was nothing.
+
+    Attributes:
+        records: Checkpoints by id.
+        values: Values by channel and version.
+        writes: Writes by checkpoint id and key, each with its value whole.
+        delta_channels: The namespace's.
+    """
+
+    __slots__ = ("delta_channels", "records", "values", "writes")
+
+    def __init__(self, delta_channels: frozenset[str]) -> None:
+        self.records: dict[str, CheckpointRecord | None] = {}
+        self.values: dict[ChannelVersion, Blob | None] = {}
+        self.writes: dict[tuple[str, WriteKey], Write | None] = {}
+        self.delta_channels = delta_channels
 
 
 class Namespace:
@@ -93,6 +112,47 @@ class Namespace:
                     if isinstance(write.value, Shared) and write.value.base in replaced:
                         steps.append((setitem, (writes, key, write._replace(value=self.history.whole(write.value)))))
         return steps
+
+    def note_checkpoint(self, checkpoint_id: str, versions: Iterable[ChannelVersion], former: Former) -> None:
+        """Note what is in the places where a checkpoint and values are to be put."""
+        former.records.setdefault(checkpoint_id, self.checkpoints.get(checkpoint_id))
+        for version in versions:
+            if version not in former.values:
+                former.values[version] = self.history.value(version)
+
+    def note_writes(self, checkpoint_id: str, keys: Iterable[WriteKey], former: Former) -> None:
+        """Note what is in the places where writes are to be put."""
+        stored = self.writes.get(checkpoint_id, {})
+        for key in keys:
+            if (checkpoint_id, key) not in former.writes:
+                write = stored.get(key)
+                former.writes[checkpoint_id, key] = write and write._replace(value=self.history.whole(write.value))
+
+    def undone(self, former: Former) -> Slices["Namespace"]:
+        """Return a namespace with what was found in the places of `former`, as far as there is something in them."""
+        kept = Namespace()
+        kept.delta_channels = former.delta_channels
+        for checkpoint_id, record in self.checkpoints.items():
+            yield
+            before = former.records.get(checkpoint_id, record)
+            if before is not None:
+                kept.checkpoints[checkpoint_id] = before
+                kept.delta_channels = kept.delta_channels.union(before.delta_channels)
+                if not before.hidden:
+                    kept.ids.append(checkpoint_id)
+        kept.ids.sort()
+        for checkpoint_id, writes in self.writes.items():
+            yield
+            found = ((key, former.writes.get((checkpoint_id, key), write)) for key, write in writes.items())
+            if left := {key: write for key, write in found if write is not None}:
+                kept.writes[checkpoint_id] = left
+        versions = {version for version in self.history if former.values.get(version, EMPTY) is not None}
+        kept.history = yield from self.history.only(versions)
+        yield from kept._adopt_writes(self)
+        replaced = {version: former.values.get(version) for version in versions}
+        for step, arguments in kept.added({version: blob for version, blob in replaced.items() if blob is not None}):
+            step(*arguments)
+        return kept
 
     def write_records(self, checkpoint_id: str) -> list[WriteRecord]:
         """Return a checkpoint's pending writes in the order in which they were stored."""
@@ -344,6 +404,14 @@ class Bucket:
         left = self.namespaces.copy()
         for ns in touched:
             left[ns] = yield from self.namespaces[ns].without_runs(run_ids)
+        return (yield from _unless_empty(left))
+
+    def undone(self, formers: Mapping[str, Former]) -> Slices["Bucket | None"]:
+        """Return the conversation as it was before a session wrote to it; None for nothing."""
+        left = self.namespaces.copy()
+        for ns, former in formers.items():
+            if ns in left:
+                left[ns] = yield from left[ns].undone(former)
         return (yield from _unless_empty(left))
 
     def dismantle(self, successor: "Bucket | None") -> Slices[None]:

@@ -22,6 +22,7 @@ from async_saver.records import (
     ChannelVersion,
     CheckpointRecord,
     Histories,
+    Lease,
     Listing,
     StoredCheckpoint,
     StoredHistory,
@@ -30,6 +31,7 @@ from async_saver.records import (
 from async_saver.stores.base import Store
 from async_saver.stores.bucket import Bucket, Namespace, Write, WriteKey, with_inserted
 from async_saver.stores.history import Step
+from async_saver.stores.leases import HeldLease, Leases, lease_of, lost_error
 
 __all__ = ["MemoryStore"]
 
@@ -59,6 +61,7 @@ class MemoryStore(Store):
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
         self._runs: dict[str, set[str]] = {}  # by run_id: the thread_ids that it stored something in
         self._journal: _Steps | None = None
+        self._leases = Leases()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = copy.copy(self)
@@ -170,12 +173,18 @@ class MemoryStore(Store):
         checkpoint_ns: str,
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
+        leases: Sequence[Lease] = (),
     ) -> None:
         """See `Store.put`."""
+        lease = lease_of(thread_id, leases) if leases else None
         with guard:
             if self._journal is not None:
                 self._settle()
-            self._commit(self._put(thread_id, checkpoint_ns, record, blobs))
+            lost = lease is not None and lease.is_lost()
+            if not lost:
+                self._commit(self._put(thread_id, checkpoint_ns, record, blobs, lease))
+        if lost and lease is not None:
+            raise lost_error(lease)
 
     def _put(
         self,
@@ -183,8 +192,12 @@ class MemoryStore(Store):
         checkpoint_ns: str,
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
+        lease: HeldLease | None,
     ) -> _Steps:
         bucket, namespace = self._prepared(thread_id, checkpoint_ns)
+        noted = lease.former(checkpoint_ns, namespace) if lease is not None else None
+        if noted is not None:
+            namespace.note_checkpoint(record.checkpoint_id, [version for version, _ in blobs], noted)
         former = namespace.checkpoints.get(record.checkpoint_id)
         ids: _Ids | None = None
         order: list[_Key] | None = None
@@ -202,18 +215,33 @@ class MemoryStore(Store):
         return steps
 
     async def put_writes(
-        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[WriteRecord]
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str,
+        writes: Sequence[WriteRecord],
+        leases: Sequence[Lease] = (),
     ) -> None:
         """See `Store.put_writes`."""
         if not writes:
             return
+        lease = lease_of(thread_id, leases) if leases else None
         with guard:
             if self._journal is not None:
                 self._settle()
-            self._commit(self._put_writes(thread_id, checkpoint_ns, checkpoint_id, writes))
+            lost = lease is not None and lease.is_lost()
+            if not lost:
+                self._commit(self._put_writes(thread_id, checkpoint_ns, checkpoint_id, writes, lease))
+        if lost and lease is not None:
+            raise lost_error(lease)
 
     def _put_writes(
-        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[WriteRecord]
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str,
+        writes: Sequence[WriteRecord],
+        lease: HeldLease | None,
     ) -> _Steps:
         bucket, namespace = self._prepared(thread_id, checkpoint_ns)
         record = namespace.checkpoints.get(checkpoint_id)
@@ -228,6 +256,9 @@ class MemoryStore(Store):
                 new[key] = Write(channel, namespace.history.shared(value), task_path, run_id)
             if run_id is not None:
                 runs.add(run_id)
+        noted = lease.former(checkpoint_ns, namespace) if lease is not None else None
+        if noted is not None:
+            namespace.note_writes(checkpoint_id, new, noted)
         steps: _Steps = [
             (self._add, (thread_id, bucket, bucket.changes + 1, checkpoint_ns, namespace)),
             (setitem, (namespace.writes, checkpoint_id, stored)),
@@ -260,37 +291,65 @@ class MemoryStore(Store):
         threads = self._runs.get(run_id)
         steps.append((setitem, (self._runs, run_id, {thread_id})) if threads is None else (threads.add, (thread_id,)))
 
-    async def delete(self, thread_ids: Sequence[str]) -> None:
+    async def delete(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         """See `Store.delete`."""
-        await _let_go(self.discard(thread_ids))
+        await _let_go(self.discard(thread_ids, leases))
 
-    def discard(self, thread_ids: Sequence[str] | None) -> _Formers:
+    def discard(self, thread_ids: Sequence[str] | None, leases: Sequence[Lease] = ()) -> _Formers:
         """Delete these conversations, or with None all, outside of an event loop too; return what they were."""
         refuse_inside()
+        former: _Formers = []
         with guard:
             self._settle()
-            return self._replace(dict.fromkeys(self._buckets if thread_ids is None else thread_ids))
+            gone = dict.fromkeys(self._buckets if thread_ids is None else thread_ids)
+            lost = _lost(gone, leases)
+            if lost is None:
+                former = self._replace(gone, leases)
+        if lost is not None:
+            raise lost_error(lost)
+        return former
 
-    async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+    async def delete_for_runs(self, run_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         """See `Store.delete_for_runs`."""
         runs = set(run_ids)
-        await self._remake(lambda: self._of_runs(runs), lambda bucket: bucket.without_runs(runs), self._replace)
+        await self._remake_own(lambda: self._of_runs(runs), lambda bucket: bucket.without_runs(runs), leases)
 
-    async def keep_latest(self, thread_ids: Sequence[str]) -> None:
+    async def keep_latest(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         """See `Store.keep_latest`."""
-        await self._remake(lambda: thread_ids, Bucket.latest_only, self._replace)
+        await self._remake_own(lambda: thread_ids, Bucket.latest_only, leases)
 
-    async def copy(self, source_thread_id: str, target_thread_id: str) -> None:
+    async def _remake_own(
+        self,
+        which: Callable[[], Iterable[str]],
+        make: Callable[[Bucket], Slices[Bucket | None]],
+        leases: Sequence[Lease],
+    ) -> None:
+        lost: HeldLease | None = None
+
+        def put_in_place(made: Mapping[str, Bucket | None]) -> _Formers:
+            nonlocal lost
+            lost = _lost(made, leases)
+            return self._replace(made if lost is None else {}, leases)
+
+        await self._remake(which, make, put_in_place)
+        if lost is not None:
+            raise lost_error(lost)
+
+    async def copy(self, source_thread_id: str, target_thread_id: str, leases: Sequence[Lease] = ()) -> None:
         """See `Store.copy`."""
+        lost: HeldLease | None = None
         taken = self.peek(lambda _: self._is_taken(target_thread_id))
 
         def put_in_place(made: Mapping[str, Bucket | None]) -> _Formers:
-            nonlocal taken
-            taken = self._is_taken(target_thread_id)
-            return self._replace({target_thread_id: made[source_thread_id]} if made and not taken else {})
+            nonlocal lost, taken
+            lost, taken = _lost([target_thread_id], leases), self._is_taken(target_thread_id)
+            copied = made and lost is None and not taken
+            return self._replace({target_thread_id: made[source_thread_id]} if copied else {}, leases)
 
         if not taken:
             await self._remake(lambda: [source_thread_id], Bucket.copy, put_in_place)
+        if lost is not None:
+            raise lost_error(lost)
         if taken:
             # Not in the guard: Python 3.10 may leave it without releasing it where an interrupt meets an exception.
             raise ThreadExistsError(
@@ -359,9 +418,20 @@ class MemoryStore(Store):
             todo.pop()
         return True
 
-    def _replace(self, changes: Mapping[str, Bucket | None]) -> _Formers:
-        """Put whole buckets in the place of others, or of none; None deletes. The caller is in the guard."""
-        steps: _Steps = []
+    def _replace(
+        self, changes: Mapping[str, Bucket | None], leases: Sequence[Lease] = (), also: Sequence[Step] = ()
+    ) -> _Formers:
+        """Put whole buckets in the place of others, or of none; None deletes. The caller is in the guard.
+
+        Args:
+            changes: The buckets.
+            leases: Those of the caller.
+            also: Steps that belong to the same change.
+
+        Returns:
+            What is now to be freed.
+        """
+        steps: _Steps = [*also]
         replaced: _Formers = []
         gone: dict[str, set[str]] = {}
         come: dict[str, set[str]] = {}
@@ -371,7 +441,7 @@ class MemoryStore(Store):
                 steps.append((setitem, (self._buckets, thread_id, bucket)))
             elif former is not None:
                 steps.append((self._buckets.pop, (thread_id, None)))
-            if former is not None:
+            if former is not None and not self._is_kept(thread_id, former, leases):
                 replaced.append((former, bucket))
             before, after = former.runs if former else {}, bucket.runs if bucket else {}
             for run_id in before.keys() - after.keys():
@@ -391,6 +461,77 @@ class MemoryStore(Store):
         self._commit(steps)
         return replaced
 
+    def _is_kept(self, thread_id: str, former: Bucket, leases: Sequence[Lease]) -> bool:
+        """Tell whether a session may need what is replaced, or parts of it, to be undone."""
+        held = self._leases.held(thread_id)
+        if held is None:
+            return False
+        if held.bucket is None and held is lease_of(thread_id, leases):
+            held.bucket = former
+        return held.bucket is not None
+
+    async def acquire(
+        self, thread_id: str, owner: str, *, instead_of: Lease | None = None, undo: bool = False
+    ) -> Lease | None:
+        """See `Store.acquire`."""
+        lease: HeldLease | None = None
+        former = instead_of if isinstance(instead_of, HeldLease) else None
+
+        def make(bucket: Bucket) -> Slices[Bucket | None]:
+            return bucket.undone({} if former is None else former.formers)
+
+        def give(made: Mapping[str, Bucket | None]) -> _Formers:
+            nonlocal lease
+            held = self._leases.held(thread_id)
+            if held is not None and held is not former:
+                return []
+            if held is None or not undo:
+                made = {}  # nothing was to be undone, or the session ended on its own meanwhile
+            elif held.bucket is not None:
+                made = {thread_id: at_once(held.bucket.undone(held.formers))}
+            lease, given = self._leases.give(thread_id, owner)
+            return self._replace(made, also=[given])
+
+        try:
+            if undo and former is not None and former.formers and former.bucket is None:
+                await self._remake(lambda: [thread_id], make, give)
+            else:
+                with guard:
+                    self._settle()
+                    freed = give({})
+                await _let_go(freed)
+        except BaseException:
+            if lease is not None:
+                await self.release(lease)
+            raise
+        finally:
+            if lease is not None and former is not None:
+                former.forget()
+        return lease
+
+    async def renew(self, lease: Lease) -> bool:
+        """See `Store.renew`."""
+        return isinstance(lease, HeldLease) and lease.is_held()
+
+    async def release(self, lease: Lease, *, delete: bool = False) -> bool:
+        """See `Store.release`."""
+        if not isinstance(lease, HeldLease):
+            return False
+        former: _Formers = []
+        with guard:
+            self._settle()
+            held = lease.is_held()
+            if held:
+                ended = self._leases.ended(lease, lost=delete)
+                former = self._replace({lease.thread_id: None} if delete else {}, also=[ended])
+                lease.forget()
+        await _let_go(former)
+        return held
+
+    async def lease(self, thread_id: str) -> Lease | None:
+        """See `Store.lease`."""
+        return self.peek(lambda _: self._leases.held(thread_id))
+
 
 async def _let_go(former: _Formers) -> None:
     """Free what is stored no longer, a slice at a time."""
@@ -401,6 +542,16 @@ async def _let_go(former: _Formers) -> None:
             if perf_counter() > until:
                 await yield_to_loop()
                 until = perf_counter() + _SLICE
+
+
+def _lost(thread_ids: Iterable[str], leases: Sequence[Lease]) -> HeldLease | None:
+    """Return a lease with which one of these conversations may no longer be written to."""
+    if leases:
+        for thread_id in thread_ids:
+            lease = lease_of(thread_id, leases)
+            if lease is not None and lease.is_lost():
+                return lease
+    return None
 
 
 class _Draft:
