@@ -205,8 +205,6 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
     # Entering and leaving from async code.
 
     async def __aenter__(self) -> Self:
-        if is_due():
-            await keep_pace()
         if self._begin():
             return self
         runner = current_task()
@@ -214,6 +212,8 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
             if not self._arrive(runner):
                 while (seconds := self._look(runner)) is not None:
                     await runner.wait(seconds)
+            elif is_due():
+                await keep_pace()  # not before: a later session could overtake
             await self._acquire()
             runner.enter()
             self._opened()
@@ -481,6 +481,8 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
 
     def _end_exit(self, here: bool, held: bool, others: bool, exc: BaseException | None) -> None:
         self._runner = self._line = self._pressed = None
+        if isinstance(exc, GeneratorExit):
+            return  # a coroutine or generator is being closed, by whoever: nobody would see what is raised
         if not here:
             raise self._misused("left by another task or worker thread than it was entered by; use it in one")
         if self._interrupted is not None and not others:
