@@ -32,7 +32,7 @@ from async_saver.locks import ThreadLocks
 from async_saver.pace import Slices, at_once, in_turns, is_due, keep_pace
 from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord, text
 from async_saver.serde import FastJsonPlusSerializer
-from async_saver.session import MultitaskStrategy, Session, sessions_of
+from async_saver.session import MultitaskStrategy, Session, current_sessions, sessions_of
 from async_saver.stores.base import Store
 from async_saver.stores.memory import MemoryStore
 
@@ -351,7 +351,8 @@ class AsyncSaver(
         blobs: Sequence[tuple[ChannelVersion, Blob]],
     ) -> RunnableConfig:
         shared = self._shared
-        await shared.locks.call(thread_id, shared.store.put, checkpoint_ns, record, blobs, shared.sessions.leases())
+        leases = shared.sessions.leases() if current_sessions.get() else ()
+        await shared.locks.call(thread_id, shared.store.put, checkpoint_ns, record, blobs, leases)
         if is_due():
             await keep_pace()
         return config_of(thread_id, checkpoint_ns, record.checkpoint_id)
@@ -397,7 +398,7 @@ class AsyncSaver(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, records: Sequence[WriteRecord]
     ) -> None:
         shared = self._shared
-        leases = shared.sessions.leases()
+        leases = shared.sessions.leases() if current_sessions.get() else ()
         await shared.locks.call(thread_id, shared.store.put_writes, checkpoint_ns, checkpoint_id, records, leases)
         if is_due():
             await keep_pace()

@@ -33,7 +33,7 @@ from async_saver.records import Lease
 from async_saver.runners import Runner, SyncCode, Task, current_task
 from async_saver.stores.base import Store
 
-__all__ = ["MultitaskStrategy", "Session", "Sessions", "sessions_of"]
+__all__ = ["MultitaskStrategy", "Session", "Sessions", "current_sessions", "sessions_of"]
 
 MultitaskStrategy: TypeAlias = Literal["enqueue", "reject", "interrupt", "rollback"]
 
@@ -61,8 +61,8 @@ class Sessions:
 
     def leases(self) -> tuple[Lease, ...]:
         """Return the leases of the sessions in which the caller runs, innermost first."""
-        current = _current.get()
-        return tuple(one.lease for one in current if one.sessions is self and one.lease is not None) if current else ()
+        current = current_sessions.get()
+        return tuple(one.lease for one in current if one.sessions is self and one.lease is not None)
 
     def is_busy(self, thread_id: str) -> bool | None:
         """Tell whether a session of this process holds a conversation; None where none was heard of."""
@@ -85,7 +85,7 @@ def sessions_of(store: Store) -> Sessions:
         return found
 
 
-_current: ContextVar[tuple["Session", ...]] = ContextVar("async_saver_sessions", default=())
+current_sessions: ContextVar[tuple["Session", ...]] = ContextVar("async_saver_sessions", default=())
 """The sessions in which a task runs, innermost first. Tasks started in a session run in a copy of its context."""
 
 
@@ -285,7 +285,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         if self._used:
             raise self._misused("entered a second time; call session() again for another one")
         self._used = True
-        for outer in _current.get():
+        for outer in current_sessions.get():
             if outer.sessions is self.sessions and outer.thread_id == self.thread_id:
                 self._joined = outer._open
                 self.lease = outer.lease if self._joined else None
@@ -402,7 +402,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
 
     def _opened(self) -> None:
         """Let the body begin; what it stores is stored with this session's lease."""
-        self._token = _current.set((self, *_current.get()))
+        self._token = current_sessions.set((self, *current_sessions.get()))
         with guard:
             self._open = self._queue().holder is self and self._interrupted is None
         if not self._open:
@@ -454,7 +454,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
     def _leave_context(self) -> None:
         if self._token is not None:
             with suppress(ValueError):  # left in another context than it was entered in
-                _current.reset(self._token)
+                current_sessions.reset(self._token)
             self._token = None
 
     async def _leave(self) -> bool:

@@ -31,6 +31,7 @@ from async_saver.records import (
     ChannelVersion,
     CheckpointRecord,
     Histories,
+    Lease,
     Listing,
     StoredCheckpoint,
     StoredHistory,
@@ -122,6 +123,7 @@ class FileStore(Store):
     What is stored is never changed in place. A change is prepared unseen, written to a new file, and then published by
     renaming the file and by one assignment; so a call that is cancelled or killed leaves all or nothing. The lock is
     for several event loops and worker threads. It is never held across an await, so nobody can be cancelled with it.
+    It gives no leases, so there are no sessions on its conversations, and `leases` is always empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -180,6 +182,7 @@ class FileStore(Store):
         checkpoint_ns: str,
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
+        leases: Sequence[Lease] = (),
     ) -> None:
         with self._lock:
             old = self._stored.get(thread_id, Conversation())
@@ -192,7 +195,12 @@ class FileStore(Store):
             self._publish({thread_id: new})
 
     async def put_writes(
-        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[WriteRecord]
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str,
+        writes: Sequence[WriteRecord],
+        leases: Sequence[Lease] = (),
     ) -> None:
         place = (checkpoint_ns, checkpoint_id)
         with self._lock:
@@ -204,11 +212,11 @@ class FileStore(Store):
             if writes and not (place in old.checkpoints and old.checkpoints[place].hidden):
                 self._publish({thread_id: replace(old, writes={**old.writes, place: stored})})
 
-    async def delete(self, thread_ids: Sequence[str]) -> None:
+    async def delete(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         with self._lock:
             self._publish({thread_id: Conversation() for thread_id in thread_ids})
 
-    async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+    async def delete_for_runs(self, run_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         def without_runs(old: Conversation) -> Conversation:
             return old.keeping(
                 lambda place: old.checkpoints[place].run_id not in run_ids,
@@ -229,14 +237,14 @@ class FileStore(Store):
             or any(write.run_id in run_ids for writes in one.writes.values() for write in writes.values())
         ]
 
-    async def copy(self, source_thread_id: str, target_thread_id: str) -> None:
+    async def copy(self, source_thread_id: str, target_thread_id: str, leases: Sequence[Lease] = ()) -> None:
         with self._lock:
             if target_thread_id in self._stored:
                 raise ThreadExistsError(f"thread_id {target_thread_id!r:.80} is in use; delete it first")
             if source_thread_id in self._stored:
                 self._publish({target_thread_id: self._stored[source_thread_id]})
 
-    async def keep_latest(self, thread_ids: Sequence[str]) -> None:
+    async def keep_latest(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         def latest_only(old: Conversation) -> Conversation:
             latest: dict[str, str] = {}
             for ns, checkpoint_id in sorted(old.in_sight()):

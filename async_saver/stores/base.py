@@ -6,6 +6,7 @@ Provisional: it may change in any release before 1.0.
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 
+from async_saver.errors import SessionError
 from async_saver.records import (
     Blob,
     ChannelVersion,
@@ -155,9 +156,9 @@ class Store(ABC):
     async def count(self) -> int:
         """Return how many conversations hold something."""
 
-    # Leases keep sessions apart, and nothing else: who has none reads and writes as ever.
+    # Leases keep sessions apart, and nothing else: who has none reads and writes as ever. A store may do without them,
+    # and then there are no sessions on its conversations.
 
-    @abstractmethod
     async def acquire(
         self, thread_id: str, owner: str, *, instead_of: Lease | None = None, undo: bool = False
     ) -> Lease | None:
@@ -169,19 +170,23 @@ class Store(ABC):
             instead_of: A lease that ends with this step if it is still held.
             undo: Undo in the same step what was stored with `instead_of` while that was held, in all namespaces: what
                 it added goes, what it replaced or deleted comes back.
-        """
 
-    @abstractmethod
+        Raises:
+            SessionError: The store has no leases.
+        """
+        raise SessionError(f"a {type(self).__name__} has no leases, so there are no sessions on its conversations")
+
     async def renew(self, lease: Lease) -> bool:
         """Tell whether a lease is still held; where leases run out, it then lasts on."""
+        return False
 
-    @abstractmethod
     async def release(self, lease: Lease, *, delete: bool = False) -> bool:
         """Give a lease back, and tell whether it was still held; else do nothing. Takes effect also if it is cancelled.
 
         With `delete`, everything of the conversation is deleted in the same step, and the lease is lost.
         """
+        return False
 
-    @abstractmethod
     async def lease(self, thread_id: str) -> Lease | None:
         """Return the lease of a conversation that is held now."""
+        return None
