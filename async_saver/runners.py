@@ -108,8 +108,9 @@ class _AsyncioTask(Task):
         return self._task.done() or self._loop.is_closed() or super().is_gone()
 
     def soon(self, callback: Callable[[], object]) -> None:
+        here = threading.current_thread() is self.thread  # and so the loop need not be woken
         with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(callback)
+            (self._loop.call_soon if here else self._loop.call_soon_threadsafe)(callback)
 
     def cancel(self) -> None:
         # Once, and not by an anyio scope, which cancels again and again: LangGraph's own unwinding, which stores the

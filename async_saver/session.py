@@ -37,8 +37,8 @@ __all__ = ["MultitaskStrategy", "Session", "Sessions", "current_sessions", "sess
 
 MultitaskStrategy: TypeAlias = Literal["enqueue", "reject", "interrupt", "rollback"]
 
-_LOOK = 1.0  # seconds after which the next in line looks whether the holder is still there
-_LOOK_FAR = 10.0  # and everybody behind it
+_LOOK = 1.0  # seconds after which who comes next in line looks whether the holder is still there
+_LOOK_FAR = 5.0  # and everybody behind it
 _LOOK_ELSEWHERE = 0.1  # seconds between two looks at what another process holds
 
 
@@ -131,10 +131,9 @@ class _Line:
         self.wake_next()
 
     def wake_next(self) -> None:
-        """Let those who are first in their queues see that they are."""
-        for queue in (self.pressing, self.waiting):
-            if queue:
-                next(iter(queue)).wake()
+        """Let the one who presses next see that it does."""
+        if self.pressing:
+            next(iter(self.pressing)).wake()
 
 
 class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Session"]):
