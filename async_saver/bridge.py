@@ -56,12 +56,7 @@ class SyncBridge:
                 handler or a finalizer that interrupted a store's work in its own worker thread. Or it is on an event
                 loop, and the portal cannot be started any more because the interpreter ends.
         """
-        refuse_inside()
-        if threading.current_thread() in self._workers:
-            raise PortalError(
-                "a sync method of a saver was called by code that itself runs for one on the portal (a store's or a "
-                "finalizer, perhaps); call the async method instead"
-            )
+        self.refuse()
         call = _Call(partial(func, *args, **kwargs))
         # Once the interpreter ends, daemons have stopped for ever. What still runs is the main thread: finalizers,
         # generators being closed; from 3.12 on also `atexit` callbacks, which can start no worker thread.
@@ -81,6 +76,15 @@ class SyncBridge:
             call.give_up(portal)
             raise
         return call.result()
+
+    def refuse(self) -> None:
+        """Raise a `PortalError` where a call could only wait for itself."""
+        refuse_inside()
+        if threading.current_thread() in self._workers:
+            raise PortalError(
+                "a sync method of a saver was called by code that itself runs for one on the portal (a store's or a "
+                "finalizer, perhaps); call the async method instead"
+            )
 
     def _opened(self) -> bool:
         """Open the portal if need be; tell whether it could be."""

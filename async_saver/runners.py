@@ -1,6 +1,7 @@
 """What runs a session: a task of asyncio or trio, or sync code. How to wait there, wake it, and cancel it."""
 
 import asyncio
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -25,6 +26,7 @@ class Runner(ABC):
 
     def __init__(self) -> None:
         self.thread = threading.current_thread()
+        self._pid = os.getpid()
 
     @abstractmethod
     def prepare(self) -> None:
@@ -36,7 +38,7 @@ class Runner(ABC):
 
     def is_gone(self) -> bool:
         """Tell whether it has ended, so that it will never leave what it entered."""
-        return not self.thread.is_alive()
+        return self._pid != os.getpid() or not self.thread.is_alive()  # a fork has none of its parent's tasks
 
     @abstractmethod
     def now(self) -> float:
@@ -105,7 +107,18 @@ class _AsyncioTask(Task):
         return super().is_here() and _asyncio_task() is self._task
 
     def is_gone(self) -> bool:
-        return self._task.done() or self._loop.is_closed() or super().is_gone()
+        return super().is_gone() or self._task.done() or self._loop.is_closed()
+
+    async def wait(self, seconds: float) -> None:
+        """See `Task.wait`."""
+        # Not in an anyio scope: one that expires in the turn of a native cancellation may take that for its own (any
+        # anyio on Python 3.10, and some elsewhere).
+        timer = self._loop.call_later(seconds, self._wake)
+        try:
+            if self._woken is not None:
+                await self._woken.wait()
+        finally:
+            timer.cancel()
 
     def soon(self, callback: Callable[[], object]) -> None:
         here = threading.current_thread() is self.thread  # and so the loop need not be woken

@@ -6,12 +6,12 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from datetime import datetime, timezone
 from itertools import chain
 from types import TracebackType
 from typing import Literal, TypeAlias, get_args
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import anyio
 from langchain_core.runnables import RunnableConfig
@@ -21,13 +21,14 @@ from async_saver.bridge import bridge
 from async_saver.errors import (
     InvalidTypeError,
     InvalidValueError,
+    PortalError,
     SessionError,
     SessionInterruptedError,
     SessionLostError,
     ThreadBusyError,
     shown,
 )
-from async_saver.guard import guard, refuse_inside
+from async_saver.guard import guard
 from async_saver.pace import is_due, keep_pace
 from async_saver.records import Lease
 from async_saver.runners import Runner, SyncCode, Task, current_task
@@ -41,6 +42,9 @@ _LOOK = 1.0  # seconds after which who comes next in line looks whether the hold
 _LOOK_FAR = 5.0  # and everybody behind it
 _LOOK_ELSEWHERE = 0.1  # seconds between two looks at what another process holds
 
+_ENDS = (GeneratorExit, KeyboardInterrupt, SystemExit)
+"""What comes out of a session as it is. (Who closes a coroutine or a generator would not see anything else.)"""
+
 
 class Sessions:
     """Who holds, and who awaits, the conversations of one store in this process.
@@ -51,12 +55,13 @@ class Sessions:
     def __init__(self) -> None:
         # As long as a session refers to its line: an idle conversation has none.
         self._lines: WeakValueDictionary[str, _Line] = WeakValueDictionary()
+        self._kept: set[_Line] = set()  # those of which nothing is left but a lease that was not given back
 
     def line(self, thread_id: str) -> "_Line":
         """Return the line of a conversation, in the guard."""
         line = self._lines.get(thread_id)
         if line is None:
-            line = self._lines[thread_id] = _Line()
+            line = self._lines[thread_id] = _Line(self._kept)
         return line
 
     def leases(self) -> tuple[Lease, ...]:
@@ -73,15 +78,17 @@ class Sessions:
             return not line.holder.is_gone()
 
 
-_all: "WeakKeyDictionary[Store, Sessions]" = WeakKeyDictionary()
+_all: dict[int, Sessions] = {}
+"""By the `id` of the store: one may be equal to another, and need not be hashable."""
 
 
 def sessions_of(store: Store) -> Sessions:
     """Return the sessions of a store, which all savers that use it share."""
     with guard:
-        found = _all.get(store)
+        found = _all.get(id(store))
         if found is None:
-            found = _all[store] = Sessions()
+            found = _all[id(store)] = Sessions()
+            finalize(store, _all.pop, id(store), None).atexit = False
         return found
 
 
@@ -99,9 +106,10 @@ class _Line:
         waiting: Those who wait for their turn, behind all who press.
     """
 
-    __slots__ = ("__weakref__", "holder", "left", "pressing", "waiting")
+    __slots__ = ("__weakref__", "holder", "kept", "left", "pressing", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, kept: "set[_Line]") -> None:
+        self.kept = kept
         self.holder: Session | None = None
         self.left: Lease | None = None
         # Whoever stops waiting leaves from anywhere.
@@ -127,7 +135,10 @@ class _Line:
                     self.holder = first  # before it leaves the queue: an interrupt in between loses nobody
                 del queue[first]
         if self.holder is not None:
+            self.holder._since = time.time()
             self.holder.wake()
+        elif left is not None:
+            self.kept.add(self)
         self.wake_next()
 
     def wake_next(self) -> None:
@@ -168,14 +179,16 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         self.sessions = sessions
         self._store = store
         self._strategy = multitask_strategy
-        self._timeout = math.inf if timeout is None else timeout
+        try:
+            self._timeout = math.inf if timeout is None else float(timeout)
+        except OverflowError:
+            self._timeout = math.inf
         self._ephemeral = ephemeral
         self._used = False
         self._joined = False
         # From the entry to the exit:
         self._runner: Runner | None = None
         self._line: _Line | None = None
-        self._token: Token[tuple[Session, ...]] | None = None
         self._since = 0.0  # when it became the holder, in seconds of the epoch
         self._deadline = math.inf  # until when it waits, in its runner's time
         self._pressed: Session | None = None  # the holder that it has interrupted
@@ -217,13 +230,13 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
             runner.enter()
             self._opened()
         except BaseException as exc:
+            lease, others = self._give_up(), runner.leave(self._cancelled, exc)
             try:
-                if (lease := self._give_up()) is not None:
-                    await self._store.release(lease)
+                if lease is not None:
+                    await self._return(lease)
             finally:
                 self._withdraw()
-            others = runner.leave(self._cancelled, exc)
-            if self._interrupted is not None and not others:
+            if self._interrupted is not None and not others and not isinstance(exc, _ENDS):
                 raise self._interrupted_error() from exc
             raise
         return self
@@ -244,7 +257,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
     # From sync code.
 
     def __enter__(self) -> Self:
-        refuse_inside()
+        bridge.refuse()  # before it waits for what may need the portal
         if self._begin():
             return self
         runner = SyncCode()
@@ -257,10 +270,10 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         except BaseException as exc:
             try:
                 if (lease := self._give_up()) is not None:
-                    bridge.call(self._store.release, lease)
+                    bridge.call(self._return, lease)
             finally:
                 self._withdraw()
-            if self._interrupted is not None:
+            if self._interrupted is not None and not isinstance(exc, _ENDS):
                 raise self._interrupted_error() from exc
             raise
         return self
@@ -273,8 +286,18 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
             return
         if not isinstance(runner, SyncCode):
             raise self._misused("left by `with`, and was not entered by it, or has been left")
-        here = self._begin_exit(runner)
-        held = bridge.call(self._leave)
+        try:
+            here = self._begin_exit(runner)
+            held = bridge.call(self._leave)
+        except BaseException:
+            # An interrupt in the midst of it, or a finalizer on the portal. This worker thread goes on, so nobody could
+            # take the session for gone.
+            try:
+                with suppress(PortalError):
+                    bridge.call(self._leave)
+            finally:
+                self._abandon()
+            raise
         self._end_exit(here, held, False, exc_value)
 
     # The steps of entering. Their changes are made in the guard, and what they find out there they raise after it.
@@ -329,6 +352,8 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
             line = self._queue()
             if line.holder is not self and (line.holder is None or line.holder.is_gone()):
                 line.pass_on(line.unreturned())
+            while (first := next(iter(line.pressing), None)) is not None and first is not self and first.is_gone():
+                del line.pressing[first]
             next_of_all = next(chain(line.pressing, line.waiting), None) is self
             if next_of_all and self in line.pressing:
                 self._press(line, now)
@@ -337,6 +362,8 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
                 self._take(line)
         if holder is self:
             return None
+        if self._interrupted is not None:  # it was its turn, and is not any more
+            raise self._interrupted_error()
         if self._strategy == "enqueue" and now >= self._deadline:
             raise self._busy_error(holder, f"this session waited for {self._timeout:g} seconds; pass a longer timeout")
         return max(min(_LOOK if next_of_all else _LOOK_FAR, self._deadline - now), 0)
@@ -363,6 +390,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         if line.holder is not self:
             line.left = line.unreturned()
             line.holder = self
+        line.kept.discard(line)
         line.pressing.pop(self, None)
         line.waiting.pop(self, None)
         self._since = time.time()
@@ -380,6 +408,8 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
             if lease is not None:
                 break
             left = await self._elsewhere(until)
+            if line.holder is not self:  # after the look: what it has seen may be the successor's
+                raise self._interrupted_error()
         with guard:
             if not self._given_up:
                 self.lease = lease
@@ -401,7 +431,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
 
     def _opened(self) -> None:
         """Let the body begin; what it stores is stored with this session's lease."""
-        self._token = current_sessions.set((self, *current_sessions.get()))
+        current_sessions.set((self, *current_sessions.get()))
         with guard:
             self._open = self._queue().holder is self and self._interrupted is None
         if not self._open:
@@ -411,9 +441,23 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         """End the entry; return what is to be given back."""
         with guard:
             self._given_up, self._leaving, self._open = True, True, False
-            lease = self.lease
+            line, lease = self._line, self.lease
+            if lease is None and line is not None and line.holder is self and not (line.pressing or line.waiting):
+                lease = line.left  # there is nobody else to take it over
         self._leave_context()
         return lease
+
+    async def _return(self, lease: Lease) -> None:
+        """Give back what `_give_up` returned."""
+        given: Lease | None = lease
+        if lease is not self.lease:
+            # Of a holder in whose place this session was to be: what that one still writes is to be refused.
+            given = await self._store.acquire(self.thread_id, self._name(), instead_of=lease)
+        if given is not None:
+            await self._store.release(given)
+        with guard:
+            if self._line is not None and self._line.left is lease:
+                self._line.left = None
 
     def _withdraw(self) -> None:
         """Wait, and hold, no longer."""
@@ -451,19 +495,16 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         return runner.is_here()
 
     def _leave_context(self) -> None:
-        if self._token is not None:
-            with suppress(ValueError):  # left in another context than it was entered in
-                current_sessions.reset(self._token)
-            self._token = None
+        # No token: sessions need not be left in the reverse order, nor in the context that they were entered in.
+        if self in (current := current_sessions.get()):
+            current_sessions.set(tuple(one for one in current if one is not self))
 
     async def _leave(self) -> bool:
         """Give the lease back, or hand it on to be undone; tell whether it was still held."""
         line, lease = self._queue(), self.lease
         with guard:
             mine = line.holder is self
-            presser = next(iter(line.pressing), None)
-            undo = presser is not None and presser._strategy == "rollback"
-            if mine and presser is not None and self._interrupted is not None and (undo or not self._ephemeral):
+            if mine and line.pressing and self._interrupted is not None and not self._ephemeral:
                 line.pass_on(lease)
                 if line.holder is not None:
                     return True
@@ -478,10 +519,19 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
                     line.pass_on(lease)
         return held
 
+    def _abandon(self) -> None:
+        """Hold no longer; what was not given back, the next one takes over."""
+        with guard:
+            self._leaving, self._open = True, False
+            line = self._line
+            if line is not None and line.holder is self:
+                line.pass_on(self.lease)
+        self._leave_context()
+
     def _end_exit(self, here: bool, held: bool, others: bool, exc: BaseException | None) -> None:
         self._runner = self._line = self._pressed = None
-        if isinstance(exc, GeneratorExit):
-            return  # a coroutine or generator is being closed, by whoever: nobody would see what is raised
+        if isinstance(exc, _ENDS):
+            return
         if not here:
             raise self._misused("left by another task or worker thread than it was entered by; use it in one")
         if self._interrupted is not None and not others:
@@ -515,7 +565,8 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         return f"{self._running().name} of process {os.getpid()}"
 
     def _busy_error(self, holder: "Session | None", why: str) -> ThreadBusyError:
-        name = "another session" if holder is None or holder._runner is None else holder._name()
+        runner = holder._runner if holder is not None else None  # its session may end meanwhile
+        name = "another session" if runner is None else f"{runner.name} of process {os.getpid()}"
         return _busy_error(self.thread_id, self._since if holder is None else holder._since, name, why)
 
     def _interrupted_error(self) -> SessionInterruptedError:
