@@ -51,7 +51,10 @@ def examples(session: nox.Session) -> None:
     """Each example, with nothing installed but what its users are told to install."""
     session.install("-e", ".[examples]")
     for example in sorted(Path("examples").glob("*.py")):
-        session.run("python", str(example))
+        if example.name == "agent_server.py":  # it serves until it is stopped; what it imports is there
+            session.run("python", "-c", "import examples.agent_server")
+        else:
+            session.run("python", str(example))
 
 
 @nox.session(python="3.13")

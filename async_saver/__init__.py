@@ -3,6 +3,7 @@
 from async_saver.errors import (
     AsyncSaverError,
     ConfigError,
+    ConflictError,
     DeserializationError,
     InvalidTypeError,
     InvalidValueError,
@@ -27,6 +28,7 @@ __all__ = [
     "AsyncSaver",
     "AsyncSaverError",
     "ConfigError",
+    "ConflictError",
     "DeserializationError",
     "FastJsonPlusSerializer",
     "InMemorySaver",

@@ -7,6 +7,7 @@ conversation where there is one; they never hold a state's content or a URL's cr
 __all__ = [
     "AsyncSaverError",
     "ConfigError",
+    "ConflictError",
     "DeserializationError",
     "InvalidTypeError",
     "InvalidValueError",
@@ -39,6 +40,10 @@ class AsyncSaverError(Exception):
 
 class ConfigError(AsyncSaverError, KeyError):
     """A config lacks a key that the call needs."""
+
+
+class ConflictError(AsyncSaverError, RuntimeError):
+    """Two runs raced on a conversation, and this one's checkpoint was not stored (`on_conflict="raise"`)."""
 
 
 class InvalidValueError(AsyncSaverError, ValueError):

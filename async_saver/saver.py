@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -26,6 +26,7 @@ from typing_extensions import Self
 from async_saver.bridge import bridge
 from async_saver.codec import Decoder, config_of, encode_checkpoint, encode_writes
 from async_saver.compat import NOT_ASSIGNED, Blobs, Files, Storage, Writes
+from async_saver.conflicts import has_to_follow, tell
 from async_saver.errors import ConfigError, InvalidTypeError, InvalidValueError, shown
 from async_saver.guard import refuse_inside
 from async_saver.locks import ThreadLocks
@@ -33,12 +34,14 @@ from async_saver.pace import Slices, at_once, in_turns, is_due, keep_pace
 from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord, text
 from async_saver.serde import FastJsonPlusSerializer
 from async_saver.session import MultitaskStrategy, Session, current_sessions, sessions_of
-from async_saver.stores.base import Store
+from async_saver.stores.base import OnConflict, Store
 from async_saver.stores.memory import MemoryStore
 
 __all__ = ["AsyncSaver"]
 
 _T = TypeVar("_T")
+
+_Put: TypeAlias = "tuple[str, str, CheckpointRecord, Sequence[tuple[ChannelVersion, Blob]], OnConflict | None]"
 
 
 class AsyncSaver(
@@ -62,9 +65,13 @@ class AsyncSaver(
         store: Where checkpoints are kept; a `MemoryStore` of its own if none is given.
         factory: What makes the three mappings of InMemorySaver, such as a function that returns `PersistentDict`s.
             What they hold is loaded, and the last exit fills and closes them. Only without `store`.
+        on_conflict: What to do where a run would store a checkpoint that does not follow its conversation's latest
+            one, as another run has stored one meanwhile: "raise" a `ConflictError` and store nothing, "warn" on the
+            logger `async_saver` and store it, or None, and nobody looks. Forks, time travel and updates are no
+            conflicts.
 
     Raises:
-        InvalidValueError: Both `store` and `factory` are given.
+        InvalidValueError: Both `store` and `factory` are given, or `on_conflict` is unknown.
         DeserializationError: A checkpoint that a factory's mapping holds cannot be read with `serde`.
 
     Example:
@@ -91,8 +98,12 @@ class AsyncSaver(
         serde: SerializerProtocol | None = None,
         store: Store | None = None,
         factory: Callable[..., Any] = defaultdict,
+        on_conflict: OnConflict | None = None,
     ) -> None:
         super().__init__(serde=serde if serde is not None else FastJsonPlusSerializer())
+        if on_conflict not in (None, "raise", "warn"):
+            raise InvalidValueError(f'unknown on_conflict {shown(on_conflict)}; pass "raise", "warn" or None')
+        self._on_conflict: OnConflict | None = on_conflict
         self._shared = _Shared(store if store is not None else MemoryStore())
         if factory is not defaultdict:
             if store is not None:
@@ -329,8 +340,11 @@ class AsyncSaver(
         Raises:
             ConfigError: The config has no `thread_id`.
             SerializationError: A value cannot be serialised.
+            SessionLostError: The session in which it is called is over; see `session`. So with all that writes.
+            ConflictError: Another run has stored a checkpoint meanwhile, and the saver's `on_conflict` is "raise".
         """
-        return await self._put(*self._encoded(config, checkpoint, metadata, new_versions))
+        put = self._encoded(config, checkpoint, metadata, new_versions)
+        return _told(put, await self._put(*put))
 
     def _encoded(
         self,
@@ -338,10 +352,13 @@ class AsyncSaver(
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> tuple[str, str, CheckpointRecord, Sequence[tuple[ChannelVersion, Blob]]]:
-        thread_id, checkpoint_ns, _ = _place(config)
+    ) -> _Put:
+        thread_id, checkpoint_ns, parent_id = _place(config)
         record, blobs = encode_checkpoint(self.serde, thread_id, config, checkpoint, metadata, new_versions)
-        return thread_id, checkpoint_ns or "", record, blobs
+        on_conflict = self._on_conflict
+        if on_conflict is not None and not has_to_follow(thread_id, checkpoint_ns or "", parent_id, config, metadata):
+            on_conflict = None
+        return thread_id, checkpoint_ns or "", record, blobs, on_conflict
 
     async def _put(
         self,
@@ -349,13 +366,16 @@ class AsyncSaver(
         checkpoint_ns: str,
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
-    ) -> RunnableConfig:
+        on_conflict: OnConflict | None,
+    ) -> bool:
+        """Store a checkpoint; return whether it is in conflict."""
         shared = self._shared
         leases = shared.sessions.leases() if current_sessions.get() else ()
-        await shared.locks.call(thread_id, shared.store.put, checkpoint_ns, record, blobs, leases)
+        put = shared.store.put
+        conflict = await shared.locks.call(thread_id, put, checkpoint_ns, record, blobs, leases, on_conflict)
         if is_due():
             await keep_pace()
-        return config_of(thread_id, checkpoint_ns, record.checkpoint_id)
+        return conflict
 
     async def aput_writes(
         self,
@@ -594,7 +614,8 @@ class AsyncSaver(
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint; see `aput`."""
-        return bridge.call(self._put, *self._encoded(config, checkpoint, metadata, new_versions))
+        put = self._encoded(config, checkpoint, metadata, new_versions)
+        return _told(put, bridge.call(self._put, *put))
 
     def put_writes(
         self,
@@ -750,6 +771,14 @@ def _at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
         return cast(_T, end.value)
     coroutine.close()
     raise AssertionError("a coroutine waited that never does")
+
+
+def _told(put: _Put, conflict: bool) -> RunnableConfig:
+    """Return the config that names what was put, or tell of its conflict."""
+    thread_id, checkpoint_ns, record, _, on_conflict = put
+    if conflict and on_conflict is not None:
+        tell(thread_id, on_conflict)
+    return config_of(thread_id, checkpoint_ns, record.checkpoint_id)
 
 
 def _one(value: object, name: str) -> str:

@@ -408,7 +408,8 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
             if lease is not None:
                 break
             left = await self._elsewhere(until)
-            if line.holder is not self:  # after the look: what it has seen may be the successor's
+            # After the look, as what it has seen may be a successor's.
+            if line.holder is not self or self._interrupted is not None:
                 raise self._interrupted_error()
         with guard:
             if not self._given_up:
@@ -442,8 +443,10 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         with guard:
             self._given_up, self._leaving, self._open = True, True, False
             line, lease = self._line, self.lease
-            if lease is None and line is not None and line.holder is self and not (line.pressing or line.waiting):
-                lease = line.left  # there is nobody else to take it over
+            if line is not None and line.holder is self:
+                line.left = lease or line.left  # until it is given back
+                if not line.pressing and not line.waiting:
+                    lease = line.left  # there is nobody else to take it over
         self._leave_context()
         return lease
 

@@ -8,17 +8,18 @@ import anyio
 from anyio import CancelScope, create_task_group
 from anyio.lowlevel import checkpoint as yield_to_loop
 
-from async_saver.errors import InvalidValueError, ThreadExistsError
+from async_saver.errors import InvalidValueError, SessionLostError, ThreadExistsError
 from async_saver.records import (
     EMPTY,
     Blob,
     ChannelVersion,
     CheckpointRecord,
+    Lease,
     Listing,
     StoredCheckpoint,
     WriteRecord,
 )
-from async_saver.stores.base import Store
+from async_saver.stores.base import OnConflict, Store
 
 __all__ = ["check_store"]
 
@@ -31,6 +32,8 @@ async def check_store(factory: Callable[[], Store]) -> None:
 
     Run it on every event loop that the store is for: `anyio.run(check_store, MyStore, backend="trio")`, or in a test
     that anyio's pytest plugin runs on all.
+
+    What it promises of leases is checked if it has any.
 
     Args:
         factory: Returns a new and empty store at every call. `setup` is called before use, `close` afterwards.
@@ -50,9 +53,13 @@ async def check_store(factory: Callable[[], Store]) -> None:
     """
     failures: list[tuple[str, Exception]] = []
     name = ""
-    for check in _CHECKS:
+    checked, has_leases = 0, True
+    for check in (*_CHECKS, *_CHECKS_OF_LEASES):
+        if check in _CHECKS_OF_LEASES and not has_leases:
+            break
         store = factory()
-        name = type(store).__name__
+        name, has_leases = type(store).__name__, type(store).acquire is not Store.acquire
+        checked += 1
         try:
             await store.setup()
             try:
@@ -63,7 +70,7 @@ async def check_store(factory: Callable[[], Store]) -> None:
             failures.append((check.__doc__ or "", exc))
     if failures:
         lines = [f"- {promise}\n  {_first_line(exc)}" for promise, exc in failures]
-        broken = f"{name} breaks {len(failures)} of {len(_CHECKS)} promises of a store:"
+        broken = f"{name} breaks {len(failures)} of {checked} promises of a store:"
         raise AssertionError("\n".join([broken, *lines])) from failures[0][1]
 
 
@@ -208,6 +215,30 @@ async def _check_latest(store: Store) -> None:
 async def _latest(store: Store, thread_id: str = "t", ns: str = "") -> str | None:
     found = await store.get(thread_id, ns, None)
     return None if found is None else found.record.checkpoint_id
+
+
+async def _check_conflict(store: Store) -> None:
+    """A put that asks is told of a conflict with the latest checkpoint; with "raise" it has then stored nothing."""
+
+    async def put(checkpoint_id: str, parent_id: str | None, on_conflict: OnConflict | None = "raise") -> bool:
+        record = _record(checkpoint_id, parent_id, [("c", checkpoint_id)])
+        blobs = [(("c", checkpoint_id), _blob(checkpoint_id))]
+        return await store.put("t", "", record, blobs, (), on_conflict)
+
+    alone = [
+        await put("2", None),
+        await put("4", "2"),
+        await put("4", "2"),
+        await put("6", "gone"),
+        await put("8", "6"),
+    ]
+    _same(alone, [False] * 5, "whether there is a conflict, where there is none")
+    before = await _state(store)
+    raced = [await put("9", "6"), await put("9", None), await put("7", "6")]
+    _same(raced, [True] * 3, "whether there is a conflict, where there is one")
+    _same(await _state(store), before, "what is stored after conflicts")
+    _same([await put("7", "6", None), await put("9", "6", "warn")], [False, True], "whether there is a conflict")
+    _same(len(await _ids(store, Listing("t"))), 6, "checkpoints, with two that were stored all the same")
 
 
 async def _check_replaced(store: Store) -> None:
@@ -653,11 +684,397 @@ async def _was_cancelled(call: Callable[[], Awaitable[object]], turns: int) -> b
     return scope.cancelled_caught
 
 
+# Leases.
+
+
+async def _acquired(store: Store, instead_of: Lease | None = None, undo: bool = False, thread_id: str = "t") -> Lease:
+    lease = await store.acquire(thread_id, "somebody", instead_of=instead_of, undo=undo)
+    return lease if lease is not None else _fail(f"the lease of {thread_id}, which is free, was not given")
+
+
+async def _held(store: Store, thread_id: str = "t") -> object:
+    lease = await store.lease(thread_id)
+    return None if lease is None else (lease.thread_id, lease.fence, lease.owner)
+
+
+async def _check_lease(store: Store) -> None:
+    """One at a time has the lease of a conversation, whose fence grows from one to the next; `lease` tells who."""
+    _same(await _held(store), None, "the lease of a new conversation")
+    first = await store.acquire("t", "first")
+    if first is None or not isinstance(first.fence, int):
+        _fail(f"the first lease is {first!r}")
+    wanted = ("t", first.fence, "first")
+    _same((first.thread_id, first.fence, first.owner), wanted, "the first lease")
+    _same(await _held(store), wanted, "the lease that is held")
+    _same(await store.acquire("t", "second"), None, "acquire while it is held")
+    _same((await store.renew(first), await _held(store)), (True, wanted), "renew, and who holds it then")
+    other = await _acquired(store, thread_id="u")
+    _same((await store.release(other), await _held(store)), (True, wanted), "release of another, and who holds it then")
+    second = await _acquired(store, first)
+    _same(second.fence > first.fence, True, "the fence grows from one that is replaced to the next")
+    _same((await store.renew(first), await store.release(first)), (False, False), "renew and release of a lost one")
+    _same(await store.acquire("t", "third", instead_of=first), None, "acquire instead of one that is lost")
+    _same((await _held(store)), ("t", second.fence, "somebody"), "the lease that is held after that")
+    _same((await store.release(second), await store.release(second)), (True, False), "release, twice")
+    _same((await store.renew(second), await _held(store)), (False, None), "renew and lease after a release")
+    third = await _acquired(store, second)
+    _same(third.fence > second.fence, True, "the fence grows from one that was given back to the next")
+    await store.release(third)
+    _same((await store.count(), await _all(store.thread_ids())), (0, []), "what leases store")
+
+
+async def _check_lease_once(store: Store) -> None:
+    """Of all that acquire a lease at once, on many event loops, one gets it."""
+    given: list[Lease] = []
+
+    async def take() -> None:
+        for number in range(10):
+            lease = await store.acquire(f"{number}", "somebody")
+            if lease is not None:
+                given.append(lease)
+
+    async def elsewhere() -> None:
+        await anyio.to_thread.run_sync(anyio.run, take)
+
+    async with create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(elsewhere)
+            tasks.start_soon(take)
+    _same(sorted(lease.thread_id for lease in given), [f"{number}" for number in range(10)], "leases of ten")
+
+
+def _writes_to(store: Store, leases: Sequence[Lease]) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Return a call of everything that writes, each to the conversation t."""
+    version: ChannelVersion = ("c", "2")
+    record = _record("3", "2", [version], "run 9")
+    return {
+        "put": lambda: store.put("t", "", record, [(version, _blob("other"))], leases),
+        "put over another": lambda: store.put("t", "child", _record("1", "0", [version]), [], leases),
+        "put_writes": lambda: store.put_writes("t", "", "2", [_write("new", 0, "w")], leases),
+        "put_writes over another": lambda: store.put_writes("t", "child", "2", [_write("task", -4, "new")], leases),
+        "delete": lambda: store.delete(["u", "t"], leases),
+        "keep_latest": lambda: store.keep_latest(["u", "t"], leases),
+        "delete_for_runs": lambda: store.delete_for_runs(["run 1"], leases),
+        "copy": lambda: store.copy("u", "t", leases),
+    }
+
+
+async def _refused(store: Store, lease: Lease, when: str) -> None:
+    before, stored = await _state(store), await _holds(store)
+    for name, call in _writes_to(store, [lease]).items():
+        if name == "delete_for_runs" and not stored:
+            continue  # it is a call for the conversations in which the runs stored something
+        try:
+            await call()
+        except SessionLostError:
+            _same(await _state(store), before, f"after a refused {name}, {when}")
+        else:
+            _fail(f"no SessionLostError of {name}, {when}")
+
+
+async def _check_fence(store: Store) -> None:
+    """What is written with a lease is refused, and stores nothing, once a later one was given: whoever has it now."""
+    await _fill(store)
+    await _fill(store, "u")
+    first = await _acquired(store)
+    second = await _acquired(store, first)
+    await _refused(store, first, "as another one holds it")
+    await store.release(second)
+    await _refused(store, first, "as another one has held it")
+    third = await _acquired(store, second, True)
+    await _refused(store, second, "as another one holds it that came later")
+    await store.release(third)
+    await store.delete(["t"])
+    await _refused(store, first, "as nothing is left")
+
+
+async def _check_fence_at_once(store: Store) -> None:
+    """The fence is looked at in the step that stores: nothing of a former lease comes after a later one is given."""
+    refused: list[int] = []
+
+    async def write(number: int, lease: Lease) -> None:
+        try:
+            for turn in range(1000):
+                await store.put("t", "", _record(f"{number} {turn:03}"), [], [lease])
+                await store.put_writes("t", "", f"{turn}", [_write(f"{number}", 0, "w")], [lease])
+                await yield_to_loop()
+            _fail("1,000 times something was written with a lease that should be lost")
+        except SessionLostError:
+            refused.append(number)
+
+    lease = await _acquired(store)
+    async with create_task_group() as tasks:
+        for number in range(30):
+            tasks.start_soon(write, number, lease)
+            tasks.start_soon(write, number, lease)
+            for _ in range(2 + number % 5):
+                await yield_to_loop()
+            lease = await _acquired(store, lease)
+            before = await _state(store)
+            for _ in range(4):
+                await yield_to_loop()
+            _same(await _state(store), before, "what is stored once a later lease was given")
+    _same(sorted(refused), sorted([*range(30)] * 2), "those refused")
+
+
+async def _check_fence_passes(store: Store) -> None:
+    """A lease writes until a later one is given; the first one of a conversation counts, and no other's."""
+    await _fill(store, "u")
+    held = await _acquired(store)
+    for when in ("is held", "was given back"):
+        for name, call in _writes_to(store, [held]).items():
+            await _start_anew(store)
+            if name == "copy":
+                await store.delete(["t"])
+            before = await _state(store)
+            await call()
+            _same(await _state(store) == before, False, f"{name} with a lease that {when} has done nothing")
+        _same(await store.release(held), when == "is held", "release")
+    lost, held = held, await _acquired(store)
+    other_lost = await _acquired(store, thread_id="u")
+    other = await _acquired(store, other_lost, thread_id="u")
+    leases: dict[str, list[Lease]] = {
+        "none": [],
+        "one that is held before one that is lost": [held, lost],
+        "one that is held after another conversation's that is lost": [other_lost, held],
+        "none of this conversation": [other_lost, other],
+    }
+    for number, (name, some) in enumerate(leases.items()):
+        await store.put("t", "", _record(f"more {number}"), [], some)
+        _same(await _latest(store), f"more {number}", f"the latest, put with {name}")
+    try:
+        await store.put("t", "", _record("x"), [], [lost, other, held])
+    except SessionLostError:
+        pass
+    else:
+        _fail("no SessionLostError where the first lease of the conversation is lost, and another one is held")
+
+
+async def _check_release_delete(store: Store) -> None:
+    """`release` with delete leaves nothing of the conversation; what is written with the lease then is refused."""
+    await _fill(store)
+    await _fill(store, "u")
+    lost = await _acquired(store)
+    lease = await _acquired(store, lost)
+    before = await _state(store)
+    _same(await store.release(lost, delete=True), False, "release of one that is lost")
+    _same((await _state(store), await store.renew(lease)), (before, True), "after the release of one that is lost")
+    _same((await store.release(lease, delete=True), await _held(store)), (True, None), "release, and who holds it then")
+    _same((await _all(store.thread_ids()), await store.run_threads(["run 0"])), (["u"], ["u"]), "what is left")
+    await _refused(store, lease, "as it was given back with delete")
+    await store.put("t", "", _record("1"), [])
+    found = await store.get("t", "", "1")
+    _same(found and ([*found.values], [*found.writes]), ([], []), "a conversation of the same id")
+    _same(await store.release(lease, delete=True), False, "another release")
+    _same((await _acquired(store)).fence > lease.fence, True, "the fence grows")
+
+
+async def _resumable(store: Store) -> None:
+    """Store a conversation that is worth to be brought back, and one to copy."""
+    await store.delete(["t", "u"])
+    await _delta(store)
+    await store.delete_for_runs(["run 2"])
+    await _fill(store, "u")
+    long = [f"message {number} of the conversation " * 5 for number in range(60)]
+    for number in range(5):
+        version: ChannelVersion = ("m", f"{number}")
+        record = _record(f"{number}", f"{number - 1}", [version, ("n", "1")], f"run {number}")
+        blobs = [(version, _blob("".join(long[: 40 + number * 5]))), (("n", "1"), EMPTY)]
+        await store.put("t", "child", record, blobs)
+        writes = [_write("b", 1, "b1", run="run 1"), _write("b", -4, "".join(long)), _write("a", 0, "a0", "d")]
+        await store.put_writes("t", "child", f"{number}", writes)
+    await store.put_writes("t", "child", "5", [_write("early", 0, "w", run="early"), _write("early", -4, "w")])
+
+
+def _changes(store: Store, leases: Sequence[Lease]) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Return calls that change that conversation."""
+
+    async def put(ns: str, checkpoint_id: str, versions: Sequence[ChannelVersion], value: str) -> None:
+        record = _record(checkpoint_id, "4", versions, "run new", ("d", "e"))._replace(metadata=_blob(value))
+        await store.put("t", ns, record, [(version, _blob(value)) for version in versions], leases)
+
+    async def write(ns: str, checkpoint_id: str, value: str) -> None:
+        writes = [_write("b", 1, value, run="run new"), _write("b", -4, value), _write("early", 0, value)]
+        await store.put_writes("t", ns, checkpoint_id, writes, leases)
+
+    return {
+        "a put": lambda: put("child", "6", [("m", "6")], "message"),
+        "a put in between": lambda: put("", "35", [("d", "6")], "d"),
+        "a put in a new namespace": lambda: put("new", "6", [("m", "6")], "message"),
+        "another checkpoint of the same id": lambda: put("child", "2", [("m", "6"), ("new", "1")], "other"),
+        "another value of the same version": lambda: put("child", "5", [("m", "2"), ("m", "4"), ("n", "1")], "other"),
+        "a value of the same version": lambda: put("", "1", [("d", "1"), ("d", "2")], "other seed"),
+        "what was hidden": lambda: put("", "2", [("d", "2"), ("x", "2")], "seen"),
+        "writes": lambda: write("child", "4", "other"),
+        "writes to what is yet to come": lambda: write("child", "5", "other"),
+        "writes where none were": lambda: write("new", "1", "other"),
+        "delete_for_runs": lambda: store.delete_for_runs(["run 1", "run 3", "run new", "early"], leases),
+        "keep_latest": lambda: store.keep_latest(["t"], leases),
+        "delete": lambda: store.delete(["t"], leases),
+        "copy": lambda: store.copy("u", "t", leases),
+    }
+
+
+async def _seen(store: Store) -> object:
+    """Return what the store shows of that conversation: what is in sight, and what only later ones would show."""
+    listed = sorted([_plain(one) async for one in store.list(Listing("t"))], key=repr)
+    runs = ["t" in await store.run_threads([run]) for run in ("run 1", "run 3", "run new", "early", "others")]
+    return listed, await _holds(store), runs, [await _history(store, i, ["d", "e", "x"]) for i in "01234"]
+
+
+async def _holds(store: Store) -> bool:
+    return "t" in await _all(store.thread_ids())
+
+
+async def _uncovered(store: Store) -> object:
+    """Return what is stored of values and writes that no checkpoint in sight names; it is in sight afterwards."""
+    versions: list[ChannelVersion] = [("m", "0"), ("m", "2"), ("m", "4"), ("m", "6"), ("n", "1"), ("new", "1")]
+    shown = []
+    for ns in ("", "child", "new"):
+        await store.put("t", ns, _record("5", "4", versions), [])
+        shown.append(_plain(await store.get("t", ns, "5")))
+    return shown
+
+
+async def _check_undo(store: Store) -> None:
+    """`acquire` with undo leaves what there was before the session: without what it added, with what it changed."""
+    await _resumable(store)
+    before, uncovered = await _seen(store), await _uncovered(store)
+    names = [name for name in _changes(store, []) if name != "copy"]
+    for story in [
+        *[[name] for name in names],
+        names,
+        names[::-1],
+        ["keep_latest", *names],
+        ["keep_latest", "writes", "writes to what is yet to come", "another checkpoint of the same id"],
+        [
+            "writes",
+            "delete_for_runs",
+            "writes",
+            "a put in between",
+            "a put in a new namespace",
+            "keep_latest",
+            "writes",
+        ],
+        ["a put", "delete", "writes", "a put", "delete", "copy", "writes"],
+    ]:
+        await _resumable(store)
+        lease = await _acquired(store)
+        for name in story:
+            await _changes(store, [lease])[name]()
+        after = await _acquired(store, lease, undo=True)
+        _same(await _seen(store), before, f"what is left after {story} and undo")
+        _same(await _uncovered(store), uncovered, f"what was out of sight, after {story} and undo")
+        await store.put("t", "", _record("7", "4"), [], [after])
+        _same(await _latest(store), "7", f"the latest, put after {story} and undo")
+        await store.release(after)
+
+
+async def _check_undo_new(store: Store) -> None:
+    """Of a conversation that the session began nothing is left by undo, however it began it."""
+    before = await _seen(store)
+    names = ["a put", "writes", "copy"]
+    for story in [*[[name] for name in names], ["a put", "delete", "copy"], ["writes", "delete_for_runs", "writes"]]:
+        await store.delete(["u"])
+        await _fill(store, "u")
+        lease = await _acquired(store)
+        for name in story:
+            await _changes(store, [lease])[name]()
+        await store.release(await _acquired(store, lease, undo=True))
+        _same(await _seen(store), before, f"what is left after {story} and undo")
+
+
+async def _check_undo_only(store: Store) -> None:
+    """Undo is of one session: not of those before and after, nor of one that ended on its own; nor unasked."""
+    await _resumable(store)
+    before = await _acquired(store)
+    for name in ("a put", "writes"):
+        await _changes(store, [before])[name]()
+    await store.release(before)
+    session = await _acquired(store, before, undo=True)
+    for name in ("a put in between", "keep_latest"):
+        await _changes(store, [session])[name]()
+    now = await _seen(store)
+    after = await _acquired(store, session)
+    _same(await _seen(store), now, "what is left without undo")
+    _same(await store.acquire("t", "somebody", instead_of=session, undo=True), None, "acquire instead of a lost one")
+    _same(await _seen(store), now, "what is left after undo of one that is lost")
+    await _changes(store, [after])["writes where none were"]()
+    await store.release(after)
+    now = await _seen(store)
+    last = await _acquired(store, after, undo=True)
+    _same(await _seen(store), now, "what is left after undo of one that was given back")
+    await _acquired(store, last, undo=True)
+    _same(await _seen(store), now, "what is left after undo of one that stored nothing")
+
+
+async def _check_undo_others(store: Store) -> None:
+    """Undo leaves what others stored meanwhile: in other conversations, and in this one without the lease."""
+    stories = [["a put", "writes"], ["a put", "keep_latest", "writes"], ["delete"], ["delete_for_runs", "writes"]]
+    seen: list[object] = []
+    for story in ([], *stories):
+        await _resumable(store)
+        lease = await _acquired(store)
+        for name in story:
+            await _changes(store, [lease])[name]()
+        version: ChannelVersion = ("m", "others")
+        for ns in ("child", "others"):
+            await store.put("t", ns, _record("8", "5", [version], "others"), [(version, _blob("others"))])
+            await store.put_writes("t", ns, "3", [_write("others", 0, "w", run="others")])
+        await store.put("u", "", _record("8"), [], [lease])
+        for name in story[-1:]:
+            await _changes(store, [lease])[name]()
+        await store.release(await _acquired(store, lease, undo=bool(story)))
+        _same(await _latest(store, "u"), "8", f"the latest of another conversation, after {story} and undo")
+        seen.append((await _seen(store), await _uncovered(store)))
+        _same(seen[-1], seen[0], f"what is left after {story} and undo, with what others stored meanwhile")
+
+
+async def _check_lease_cancelled(store: Store) -> None:
+    """A cancelled `acquire` takes no lease, and undoes all or nothing; a cancelled `release` takes effect."""
+    for turns in (*range(12), 20, 50):
+        await _start_anew(store)
+        before = await _state(store)
+        lease = await _acquired(store)
+        await store.keep_latest(["t"], [lease])
+        await store.put("t", "", _record("9"), [], [lease])
+        changed, held = await _state(store), await _held(store)
+        taken: list[Lease] = []
+        cancelled = await _was_cancelled(_undoing(store, lease, taken), turns)
+        state = await (_state_at_rest(store) if cancelled else _state(store))
+        if cancelled:
+            possible = [(before, None), (changed, held)]
+            _same((state, await _held(store)) in possible, True, f"undone and free, or neither, after {turns} turns")
+            taken = [await _acquired(store, lease, undo=True)]
+            state = await _state(store)
+        _same(state, before, f"what is left after an undo cancelled after {turns} turns, and another")
+        now = taken[0]
+        _same(await _held(store), ("t", now.fence, now.owner), "who holds it then")
+        if await _was_cancelled(_releasing(store, now), turns):
+            await _state_at_rest(store)
+        elif not cancelled:
+            break
+        _same(await _held(store), None, f"who holds it after a release cancelled after {turns} turns")
+        _same(await _all(store.thread_ids()), ["u"], "what is left after a release with delete")
+
+
+def _undoing(store: Store, lease: Lease, taken: list[Lease]) -> Callable[[], Awaitable[object]]:
+    async def undo() -> None:
+        taken.append(await _acquired(store, lease, undo=True))
+
+    return undo
+
+
+def _releasing(store: Store, lease: Lease) -> Callable[[], Awaitable[object]]:
+    return lambda: store.release(lease, delete=True)
+
+
 _CHECKS: Sequence[_Check] = [
     _check_nothing,
     _check_setup,
     _check_put,
     _check_latest,
+    _check_conflict,
     _check_replaced,
     _check_shared_versions,
     _check_writes,
@@ -676,4 +1093,18 @@ _CHECKS: Sequence[_Check] = [
     _check_tasks,
     _check_loops,
     _check_cancelled,
+]
+
+_CHECKS_OF_LEASES: Sequence[_Check] = [
+    _check_lease,
+    _check_lease_once,
+    _check_lease_cancelled,
+    _check_fence,
+    _check_fence_at_once,
+    _check_fence_passes,
+    _check_release_delete,
+    _check_undo,
+    _check_undo_new,
+    _check_undo_only,
+    _check_undo_others,
 ]

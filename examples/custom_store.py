@@ -37,6 +37,7 @@ from async_saver.records import (
     StoredHistory,
     WriteRecord,
 )
+from async_saver.stores.base import OnConflict
 from async_saver.testing import check_store
 
 Place = tuple[str, str]  # checkpoint_ns, checkpoint_id
@@ -59,6 +60,13 @@ class Conversation:
             checkpoint_id = max((i for its_ns, i in self.in_sight() if its_ns == ns), default="")
         record = self.checkpoints.get((ns, checkpoint_id))
         return None if record is None or record.hidden else record
+
+    def is_ahead_of(self, ns: str, record: CheckpointRecord) -> bool:
+        """Tell whether the latest checkpoint is in conflict with one to be stored."""
+        latest, parent_id = self.record(ns, None), record.parent_id
+        if latest is None or latest.checkpoint_id in (parent_id, record.checkpoint_id):
+            return False
+        return parent_id is None or self.record(ns, parent_id) is not None
 
     def values(self, ns: str, record: CheckpointRecord) -> list[tuple[str, Blob]]:
         """Return the channels that have a value, with it."""
@@ -183,9 +191,13 @@ class FileStore(Store):
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
         leases: Sequence[Lease] = (),
-    ) -> None:
+        on_conflict: OnConflict | None = None,
+    ) -> bool:
         with self._lock:
             old = self._stored.get(thread_id, Conversation())
+            conflict = on_conflict is not None and old.is_ahead_of(checkpoint_ns, record)
+            if conflict and on_conflict == "raise":
+                return True
             new = replace(
                 old,
                 checkpoints={**old.checkpoints, (checkpoint_ns, record.checkpoint_id): record},
@@ -193,6 +205,7 @@ class FileStore(Store):
                 delta_channels=old.delta_channels | {(checkpoint_ns, channel) for channel in record.delta_channels},
             )
             self._publish({thread_id: new})
+        return conflict
 
     async def put_writes(
         self,

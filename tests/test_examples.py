@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+EXAMPLES = [path for path in EXAMPLES if path.name != "agent_server.py"]  # it serves: see test_agent_server.py
 
 # asyncio's debug mode, which -X dev turns on, tells of any step over 0.1 s: on a busy machine a full garbage collection
 # is one, and it can fall into any code.

@@ -16,7 +16,7 @@ _FLOORS = [
     {"errors", "records", "pace", "runners", "serde"},
     {"guard", "locks", "stores.base", "stores.history"},
     {"stores.bucket"},
-    {"bridge", "codec", "stores.leases", "testing"},
+    {"bridge", "codec", "conflicts", "stores.leases", "testing"},
     {"session", "stores.memory"},
     {"compat"},
     {"saver"},

@@ -50,23 +50,23 @@ register_random(_SCHEDULE)  # Hypothesis seeds it for each of its examples
 class Unlocked(AsyncSaver):
     """Puts without the lock."""
 
-    async def _put(self, thread_id: str, checkpoint_ns: str, record: Any, blobs: Any) -> Any:
-        await self._shared.store.put(thread_id, checkpoint_ns, record, blobs)
+    async def _put(self, thread_id: str, checkpoint_ns: str, record: Any, blobs: Any, _: Any) -> Any:
+        return await self._shared.store.put(thread_id, checkpoint_ns, record, blobs)
 
 
 class Split(MemoryStore):
     """Commits a checkpoint, and its values after an await."""
 
-    async def put(self, thread_id: str, checkpoint_ns: str, record: Any, blobs: Any) -> None:
-        await super().put(thread_id, checkpoint_ns, record, [])
+    async def put(self, thread_id: str, checkpoint_ns: str, record: Any, blobs: Any, *others: Any) -> bool:
+        await super().put(thread_id, checkpoint_ns, record, [], *others)
         await yield_to_loop()
-        await super().put(thread_id, checkpoint_ns, record, blobs)
+        return await super().put(thread_id, checkpoint_ns, record, blobs, *others)
 
 
 class HalfDeleted(MemoryStore):
     """Leaves the root namespace of what it should delete if it is cancelled in the midst of it."""
 
-    async def delete(self, thread_ids: Any) -> None:
+    async def delete(self, thread_ids: Any, *others: Any) -> None:
         try:
             await yield_to_loop()
         except get_cancelled_exc_class():
@@ -74,7 +74,7 @@ class HalfDeleted(MemoryStore):
             halves = {thread_id: {"": bucket.namespaces.get("", Namespace())} for thread_id, bucket in buckets.items()}
             self._replace({thread_id: memory.at_once(Bucket.of(half)) for thread_id, half in halves.items()})
             raise
-        await super().delete(thread_ids)
+        await super().delete(thread_ids, *others)
 
 
 PLANTED = [

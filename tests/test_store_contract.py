@@ -3,14 +3,18 @@
 # ruff: noqa: D101  (the names of the broken stores say it)
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import count
 from typing import Any
 
 import pytest
+from anyio.lowlevel import checkpoint as yield_to_loop
 from anyio.lowlevel import current_token
 
-from async_saver import MemoryStore, Store, testing
-from async_saver.records import CheckpointRecord, Listing, StoredCheckpoint, StoredHistory, WriteRecord
+from async_saver import AsyncSaver, MemoryStore, SessionError, Store, testing
+from async_saver.pace import at_once
+from async_saver.records import CheckpointRecord, Lease, Listing, StoredCheckpoint, StoredHistory, WriteRecord
 from async_saver.stores.bucket import Bucket
+from async_saver.stores.leases import lost_error
 from async_saver.testing import check_store
 from tests.test_machine import HalfDeleted, Split
 
@@ -49,6 +53,12 @@ class LastStoredIsLatest(MemoryStore):
         if checkpoint_id is None and namespace is not None and namespace.ids:
             checkpoint_id = [*namespace.checkpoints][-1]
         return await super().get(thread_id, checkpoint_ns, checkpoint_id)
+
+
+class StoresInSpiteOfConflicts(MemoryStore):
+    async def put(self, *args: Any) -> bool:
+        *others, on_conflict = args if len(args) == 6 else (*args, None)
+        return await super().put(*others, on_conflict and "warn")
 
 
 class NeverReplaces(MemoryStore):
@@ -175,12 +185,162 @@ class CannotCloseTwice(MemoryStore):
         self.closed = True
 
 
+class GivesALeaseTwice(MemoryStore):
+    async def acquire(self, thread_id: str, owner: str, **more: Any) -> Lease | None:
+        return await super().acquire(thread_id, owner, instead_of=await self.lease(thread_id))
+
+
+class BeginsAgainWithItsFences(MemoryStore):
+    async def release(self, lease: Lease, **more: Any) -> bool:
+        self._leases._fences = count(1)
+        return await super().release(lease, **more)
+
+
+class ReleasesForAnybody(MemoryStore):
+    async def release(self, lease: Lease, **more: Any) -> bool:
+        return await super().release(await self.lease(lease.thread_id) or lease, **more)
+
+
+class LooksAndThenTakes(MemoryStore):
+    async def acquire(self, thread_id: str, owner: str, instead_of: Any = None, undo: bool = False) -> Lease | None:
+        held = await self.lease(thread_id)
+        if held is not None and held is not instead_of:
+            return None
+        await yield_to_loop()
+        return await super().acquire(thread_id, owner, instead_of=await self.lease(thread_id), undo=undo)
+
+
+class KeepsWhatACancelledCallTook(MemoryStore):
+    taken: Lease | None = None
+
+    async def acquire(self, *args: Any, **more: Any) -> Lease | None:
+        self.taken = await super().acquire(*args, **more)
+        await yield_to_loop()
+        return self.taken
+
+
+class ReleasesLater(MemoryStore):
+    async def release(self, lease: Lease, **more: Any) -> bool:
+        await yield_to_loop()
+        return await super().release(lease, **more)
+
+
+_WRITERS = ("put", "put_writes", "delete", "keep_latest", "delete_for_runs", "copy")
+
+
+def _without_leases(name: str) -> type[MemoryStore]:
+    async def call(self: MemoryStore, *args: Any) -> None:
+        await getattr(super(broken, self), name)(*[arg for arg in args if not _is_leases(arg)])
+
+    broken = type(f"LooksAtNoLeasesIn{name.title()}", (MemoryStore,), {name: call})
+    return broken
+
+
+def _is_leases(arg: Any) -> bool:
+    return isinstance(arg, list) and bool(arg) and isinstance(arg[0], Lease)
+
+
+def _without_notes(name: str) -> type[MemoryStore]:
+    async def call(self: MemoryStore, *args: Any) -> None:
+        for lease in [one for arg in args if _is_leases(arg) for one in arg if one.is_lost()]:
+            raise lost_error(lease)
+        await getattr(super(broken, self), name)(*[arg for arg in args if not _is_leases(arg)])
+
+    broken = type(f"NotesNothingIn{name.title()}", (MemoryStore,), {name: call})
+    return broken
+
+
+class LooksAndThenWrites(MemoryStore):
+    async def put(self, thread_id: str, ns: str, record: Any, blobs: Any, leases: Sequence[Any] = ()) -> None:
+        if any(lease.is_lost() for lease in leases):
+            raise lost_error(leases[0])
+        await yield_to_loop()
+        await super().put(thread_id, ns, record, blobs)
+
+
+class RefusesWhatWasReleased(MemoryStore):
+    async def put(self, thread_id: str, ns: str, record: Any, blobs: Any, leases: Sequence[Any] = ()) -> None:
+        if leases and not leases[0].is_held():
+            raise lost_error(leases[0])
+        await super().put(thread_id, ns, record, blobs, leases)
+
+
+class LooksAtTheOutermostLease(MemoryStore):
+    async def put(self, thread_id: str, ns: str, record: Any, blobs: Any, leases: Sequence[Any] = ()) -> None:
+        await super().put(thread_id, ns, record, blobs, leases[::-1])
+
+
+class LooksAtTheLeasesOfOthers(MemoryStore):
+    async def put(self, thread_id: str, ns: str, record: Any, blobs: Any, leases: Sequence[Any] = ()) -> None:
+        if any(lease.is_lost() for lease in leases if lease.thread_id != thread_id):
+            raise lost_error(leases[0])
+        await super().put(thread_id, ns, record, blobs, leases)
+
+
+class KeepsWhatIsReleased(MemoryStore):
+    async def release(self, lease: Lease, *, delete: bool = False) -> bool:
+        return await super().release(lease)
+
+
+class DeletesAndForgetsTheFence(MemoryStore):
+    async def release(self, lease: Lease, *, delete: bool = False) -> bool:
+        held = await super().release(lease)
+        if held and delete:
+            await self.delete([lease.thread_id])
+        return held
+
+
+class UndoesNothing(MemoryStore):
+    async def acquire(self, thread_id: str, owner: str, *, instead_of: Any = None, undo: bool = False) -> Any:
+        return await super().acquire(thread_id, owner, instead_of=instead_of)
+
+
+class UndoesUnasked(MemoryStore):
+    async def acquire(self, thread_id: str, owner: str, *, instead_of: Any = None, undo: bool = False) -> Any:
+        return await super().acquire(thread_id, owner, instead_of=instead_of, undo=True)
+
+
+class RestoresACopy(MemoryStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: dict[Any, Bucket | None] = {}
+
+    async def acquire(self, thread_id: str, owner: str, *, instead_of: Any = None, undo: bool = False) -> Any:
+        lease = await super().acquire(thread_id, owner, instead_of=instead_of)
+        if lease is not None:
+            await self.given(lease)
+            if undo and instead_of in self.copies:
+                self._replace({thread_id: self.copies[instead_of]})
+            bucket = self._buckets.get(thread_id)
+            self.copies[lease] = bucket and at_once(bucket.copy())
+        return lease
+
+    async def given(self, lease: Lease) -> None:
+        """The lease is given, and nothing was undone yet."""
+
+
+class GivesAndThenUndoes(RestoresACopy):
+    async def given(self, lease: Lease) -> None:
+        try:
+            await yield_to_loop()
+        except BaseException:
+            await self.release(lease)
+            raise
+
+
+class UndoesWhatHasEnded(RestoresACopy):
+    pass
+
+
+CHECKS = [*testing._CHECKS, *testing._CHECKS_OF_LEASES]
+
 _BROKEN = {
     LeavesTraces: "nothing",
     ForgetsAtSetup: "setup",
     CannotCloseTwice: "setup",
     SortsValues: "put",
     LastStoredIsLatest: "latest",
+    StoresInSpiteOfConflicts: "conflict",
     NeverReplaces: "replaced",
     DropsWhatIsNotNamed: "shared_versions",
     NeedsTheCheckpointFirst: "writes",
@@ -199,6 +359,26 @@ _BROKEN = {
     Split: "tasks",
     OneLoopOnly: "loops",
     HalfDeleted: "cancelled",
+    GivesALeaseTwice: "lease",
+    BeginsAgainWithItsFences: "lease",
+    ReleasesForAnybody: "lease",
+    LooksAndThenTakes: "lease_once",
+    KeepsWhatACancelledCallTook: "lease_cancelled",
+    GivesAndThenUndoes: "lease_cancelled",
+    ReleasesLater: "lease_cancelled",
+    **{_without_leases(name): "fence" for name in _WRITERS},
+    LooksAndThenWrites: "fence_at_once",
+    RefusesWhatWasReleased: "fence_passes",
+    LooksAtTheOutermostLease: "fence_passes",
+    LooksAtTheLeasesOfOthers: "fence_passes",
+    KeepsWhatIsReleased: "release_delete",
+    DeletesAndForgetsTheFence: "release_delete",
+    UndoesNothing: "undo",
+    **{_without_notes(name): "undo" for name in _WRITERS if name != "copy"},
+    _without_notes("copy"): "undo_new",
+    UndoesUnasked: "undo_only",
+    UndoesWhatHasEnded: "undo_only",
+    RestoresACopy: "undo_others",
 }
 
 
@@ -215,6 +395,18 @@ async def test_a_broken_promise_is_named(broken: type[MemoryStore]) -> None:
 
 def test_every_check_can_fail() -> None:
     """There is a broken store for each."""
-    assert {f"_check_{name}" for name in _BROKEN.values()} == {check.__name__ for check in testing._CHECKS}
-    assert all(check.__doc__ for check in testing._CHECKS)
-    assert {name for name in vars(testing) if name.startswith("_check_")} == {c.__name__ for c in testing._CHECKS}
+    assert {f"_check_{name}" for name in _BROKEN.values()} == {check.__name__ for check in CHECKS}
+    assert all(check.__doc__ for check in CHECKS)
+    assert {name for name in vars(testing) if name.startswith("_check_")} == {c.__name__ for c in CHECKS}
+
+
+async def test_a_store_may_do_without_leases() -> None:
+    """Then they are not checked, and it has no sessions."""
+
+    class Plain(MemoryStore):
+        acquire = Store.acquire
+
+    await check_store(Plain)
+    with pytest.raises(SessionError, match="a Plain has no leases"):
+        await AsyncSaver(store=Plain()).session("t").__aenter__()
+    assert not await AsyncSaver(store=Plain()).ais_busy("t")

@@ -5,6 +5,7 @@ Provisional: it may change in any release before 1.0.
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
+from typing import Literal, TypeAlias
 
 from async_saver.errors import SessionError
 from async_saver.records import (
@@ -18,7 +19,10 @@ from async_saver.records import (
     WriteRecord,
 )
 
-__all__ = ["Store"]
+__all__ = ["OnConflict", "Store"]
+
+OnConflict: TypeAlias = Literal["raise", "warn"]
+"""What becomes of a checkpoint that is in conflict with its namespace's latest: with "raise" it is not stored."""
 
 
 class Store(ABC):
@@ -83,7 +87,8 @@ class Store(ABC):
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
         leases: Sequence[Lease] = (),
-    ) -> None:
+        on_conflict: OnConflict | None = None,
+    ) -> bool:
         """Store a checkpoint, and the values that are new with it; a checkpoint of the same id is replaced.
 
         Args:
@@ -92,6 +97,12 @@ class Store(ABC):
             record: The checkpoint.
             blobs: Each new version with its value; a version that was stored before is replaced.
             leases: Those of the caller, innermost first, as with all that writes.
+            on_conflict: Asks, in one step with the storing, whether the checkpoint is in conflict: the namespace has
+                a checkpoint of greatest id which is neither this one nor its parent, and its parent is None or in
+                sight. "raise" stores nothing then (it is the saver that raises); "warn" stores all the same.
+
+        Returns:
+            Whether it is in conflict; False where nobody asked.
         """
 
     @abstractmethod
@@ -169,7 +180,8 @@ class Store(ABC):
             owner: Who takes it, in words.
             instead_of: A lease that ends with this step if it is still held.
             undo: Undo in the same step what was stored with `instead_of` while that was held, in all namespaces: what
-                it added goes, what it replaced or deleted comes back.
+                it added goes, what it replaced or deleted comes back. What others stored meanwhile stays, and what
+                they deleted does not come back.
 
         Raises:
             SessionError: The store has no leases.

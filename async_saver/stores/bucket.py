@@ -92,6 +92,12 @@ class Namespace:
         record = self.checkpoints.get(checkpoint_id)
         return None if record is None or record.hidden else record
 
+    def is_ahead_of(self, record: CheckpointRecord) -> bool:
+        """Tell whether the latest checkpoint is in conflict with one to be stored; see `Store.put`."""
+        if not self.ids or self.ids[-1] in (record.parent_id, record.checkpoint_id):
+            return False
+        return record.parent_id is None or self.visible(record.parent_id) is not None
+
     def has_value(self, version: ChannelVersion) -> bool:
         """Tell whether a value is stored for a version, and not an empty one."""
         return self.history.kind(version) not in (None, EMPTY[0])
@@ -146,12 +152,21 @@ class Namespace:
             found = ((key, former.writes.get((checkpoint_id, key), write)) for key, write in writes.items())
             if left := {key: write for key, write in found if write is not None}:
                 kept.writes[checkpoint_id] = left
-        versions = {version for version in self.history if former.values.get(version, EMPTY) is not None}
+        versions: set[ChannelVersion] = set()
+        replaced: dict[ChannelVersion, Blob] = {}
+        for version in self.history:
+            yield
+            value = former.values.get(version)
+            if version not in former.values or (value is not None and value == self.history.value(version)):
+                versions.add(version)
+            elif value is not None:
+                replaced[version] = value
         kept.history = yield from self.history.only(versions)
         yield from kept._adopt_writes(self)
-        replaced = {version: former.values.get(version) for version in versions}
-        for step, arguments in kept.added({version: blob for version, blob in replaced.items() if blob is not None}):
-            step(*arguments)
+        for version, value in replaced.items():
+            yield
+            for step, arguments in kept.added({version: value}):
+                step(*arguments)
         return kept
 
     def write_records(self, checkpoint_id: str) -> list[WriteRecord]:
@@ -250,7 +265,7 @@ class Namespace:
         for checkpoint_id, writes in self.writes.items():
             yield
             if checkpoint_id not in self.checkpoints and [checkpoint_id] > latest:
-                kept.writes[checkpoint_id] = writes
+                kept.writes[checkpoint_id] = writes.copy()
         yield from kept._adopt_writes(self)
         return kept
 
@@ -293,7 +308,7 @@ class Namespace:
             yield
             kept.checkpoints[checkpoint_id] = self.checkpoints[checkpoint_id]
             if checkpoint_id in self.writes:
-                kept.writes[checkpoint_id] = self.writes[checkpoint_id]
+                kept.writes[checkpoint_id] = self.writes[checkpoint_id].copy()  # a session may need what is here
         for checkpoint_id in {mark[0] for mark in marks} - kept.checkpoints.keys():
             yield
             record = self.checkpoints[checkpoint_id]
@@ -414,10 +429,10 @@ class Bucket:
                 left[ns] = yield from left[ns].undone(former)
         return (yield from _unless_empty(left))
 
-    def dismantle(self, successor: "Bucket | None") -> Slices[None]:
-        """Empty what `successor` has not taken over. At once, as a reference is dropped, it may take milliseconds."""
+    def dismantle(self, successors: "Sequence[Bucket]") -> Slices[None]:
+        """Empty what no successor has taken over. At once, as a reference is dropped, it may take milliseconds."""
         for ns, namespace in self.namespaces.items():
-            if successor is None or successor.namespaces.get(ns) is not namespace:
+            if not any(successor.namespaces.get(ns) is namespace for successor in successors):
                 yield from namespace.history.dismantle()
                 for contents in (namespace.checkpoints, namespace.writes):
                     while contents:

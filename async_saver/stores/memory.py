@@ -28,7 +28,7 @@ from async_saver.records import (
     StoredHistory,
     WriteRecord,
 )
-from async_saver.stores.base import Store
+from async_saver.stores.base import OnConflict, Store
 from async_saver.stores.bucket import Bucket, Namespace, Write, WriteKey, with_inserted
 from async_saver.stores.history import Step
 from async_saver.stores.leases import HeldLease, Leases, lease_of, lost_error
@@ -40,8 +40,8 @@ _Key = tuple[str, str]
 _Ordered = TypeVar("_Ordered", str, tuple[str, str])
 _T = TypeVar("_T")
 _Ids = list[str]
-_Formers = list[tuple[Bucket, Bucket | None]]
-"""Buckets that are stored no longer, each with what is in its place."""
+_Formers = list[tuple[Bucket, Sequence[Bucket]]]
+"""Buckets that are stored no longer, each with those that may have taken parts of it over."""
 
 _MERGED_AT_ONCE = 256
 
@@ -174,17 +174,26 @@ class MemoryStore(Store):
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
         leases: Sequence[Lease] = (),
-    ) -> None:
+        on_conflict: OnConflict | None = None,
+    ) -> bool:
         """See `Store.put`."""
         lease = lease_of(thread_id, leases) if leases else None
+        conflict = False
         with guard:
             if self._journal is not None:
                 self._settle()
             lost = lease is not None and lease.is_lost()
-            if not lost:
+            if on_conflict is not None:
+                conflict = self._is_in_conflict(thread_id, checkpoint_ns, record)
+            if not (lost or (conflict and on_conflict == "raise")):
                 self._commit(self._put(thread_id, checkpoint_ns, record, blobs, lease))
         if lost and lease is not None:
             raise lost_error(lease)
+        return conflict
+
+    def _is_in_conflict(self, thread_id: str, checkpoint_ns: str, record: CheckpointRecord) -> bool:
+        namespace = self._namespace(thread_id, checkpoint_ns)
+        return namespace is not None and namespace.is_ahead_of(record)
 
     def _put(
         self,
@@ -212,7 +221,8 @@ class MemoryStore(Store):
             steps += namespace.added(dict(blobs))
         if record.run_id is not None:
             self._add_run(thread_id, bucket, record.run_id, (record.checkpoint_id, checkpoint_ns), steps)
-        return steps
+        beside = self._beside(thread_id, lease) if self._leases.were_given else None
+        return steps if beside is None else steps + beside._put(thread_id, checkpoint_ns, record, blobs, None)
 
     async def put_writes(
         self,
@@ -266,7 +276,19 @@ class MemoryStore(Store):
         ]
         for run_id in runs:
             self._add_run(thread_id, bucket, run_id, (checkpoint_id, checkpoint_ns), steps)
+        beside = self._beside(thread_id, lease) if self._leases.were_given else None
+        if beside is not None:
+            steps += beside._put_writes(thread_id, checkpoint_ns, checkpoint_id, writes, None)
         return steps
+
+    def _beside(self, thread_id: str, lease: HeldLease | None) -> "MemoryStore | None":
+        """Return a store of what undoing a session would bring back, if what another one writes is to be there, too."""
+        held = self._leases.held(thread_id)
+        if held is None or held is lease or held.bucket is None:
+            return None
+        beside = MemoryStore()
+        beside._buckets[thread_id] = held.bucket
+        return beside
 
     def _prepared(self, thread_id: str, checkpoint_ns: str) -> tuple[Bucket, Namespace]:
         """Return the bucket and namespace to write to, which `_add` makes part of the store."""
@@ -328,7 +350,7 @@ class MemoryStore(Store):
 
         def put_in_place(made: Mapping[str, Bucket | None]) -> _Formers:
             nonlocal lost
-            lost = _lost(made, leases)
+            lost = _lost(which(), leases)
             return self._replace(made if lost is None else {}, leases)
 
         await self._remake(which, make, put_in_place)
@@ -337,8 +359,8 @@ class MemoryStore(Store):
 
     async def copy(self, source_thread_id: str, target_thread_id: str, leases: Sequence[Lease] = ()) -> None:
         """See `Store.copy`."""
-        lost: HeldLease | None = None
-        taken = self.peek(lambda _: self._is_taken(target_thread_id))
+        lost: HeldLease | None
+        lost, taken = self.peek(lambda _: (_lost([target_thread_id], leases), self._is_taken(target_thread_id)))
 
         def put_in_place(made: Mapping[str, Bucket | None]) -> _Formers:
             nonlocal lost, taken
@@ -365,6 +387,7 @@ class MemoryStore(Store):
         which: Callable[[], Iterable[str]],
         make: Callable[[Bucket], Slices[Bucket | None]],
         put_in_place: Callable[[Mapping[str, Bucket | None]], _Formers],
+        find: Callable[[str], Bucket | None] | None = None,
     ) -> None:
         """Make other buckets of some, a slice at a time, and put all in place in one step.
 
@@ -375,7 +398,9 @@ class MemoryStore(Store):
             which: Returns the `thread_id`s, in the guard; unknown ones are left out.
             make: What to make of each.
             put_in_place: Called in the guard with everything that was made.
+            find: Returns the bucket of a `thread_id`, in the guard; None is an unknown one's.
         """
+        find = find or self._buckets.get
         drafts: dict[str, _Draft] = {}
         todo: _Ids = []
         former: _Formers | None = None
@@ -383,7 +408,7 @@ class MemoryStore(Store):
             until = perf_counter() + _SLICE
             with guard:
                 self._settle()
-                made = self._made(which, make, drafts, todo, until)
+                made = self._made(which, find, make, drafts, todo, until)
                 if made is not None:
                     former = put_in_place(made)
             if former is None:
@@ -394,14 +419,15 @@ class MemoryStore(Store):
     def _made(
         self,
         which: Callable[[], Iterable[str]],
+        find: Callable[[str], Bucket | None],
         make: Callable[[Bucket], Slices[Bucket | None]],
         drafts: dict[str, "_Draft"],
         todo: _Ids,
         until: float,
     ) -> Mapping[str, Bucket | None] | None:
         """Work on the drafts of `todo` until a moment of `perf_counter`; return all, once they are of what is now."""
-        while self._drafted(drafts, todo, until):
-            wanted = ((thread_id, self._buckets.get(thread_id)) for thread_id in which())
+        while _drafted(find, drafts, todo, until):
+            wanted = ((thread_id, find(thread_id)) for thread_id in which())
             known = {thread_id: bucket for thread_id, bucket in wanted if bucket is not None}
             for thread_id, bucket in known.items():
                 if not drafts.setdefault(thread_id, _Draft(make)).is_done(bucket):
@@ -409,14 +435,6 @@ class MemoryStore(Store):
             if not todo:
                 return {thread_id: drafts[thread_id].made for thread_id in known}
         return None
-
-    def _drafted(self, drafts: Mapping[str, "_Draft"], todo: _Ids, until: float) -> bool:
-        while todo:
-            bucket = self._buckets.get(todo[-1])
-            if bucket is not None and not drafts[todo[-1]].go_on(bucket, until):
-                return False
-            todo.pop()
-        return True
 
     def _replace(
         self, changes: Mapping[str, Bucket | None], leases: Sequence[Lease] = (), also: Sequence[Step] = ()
@@ -441,8 +459,9 @@ class MemoryStore(Store):
                 steps.append((setitem, (self._buckets, thread_id, bucket)))
             elif former is not None:
                 steps.append((self._buckets.pop, (thread_id, None)))
-            if former is not None and not self._is_kept(thread_id, former, leases):
-                replaced.append((former, bucket))
+            freed = self._noted(thread_id, bucket, leases, steps)
+            if freed is not None:
+                replaced.append(freed)
             before, after = former.runs if former else {}, bucket.runs if bucket else {}
             for run_id in before.keys() - after.keys():
                 gone.setdefault(run_id, set()).add(thread_id)
@@ -461,57 +480,64 @@ class MemoryStore(Store):
         self._commit(steps)
         return replaced
 
-    def _is_kept(self, thread_id: str, former: Bucket, leases: Sequence[Lease]) -> bool:
-        """Tell whether a session may need what is replaced, or parts of it, to be undone."""
-        held = self._leases.held(thread_id)
-        if held is None:
-            return False
-        if held.bucket is None and held is lease_of(thread_id, leases):
-            held.bucket = former
-        return held.bucket is not None
+    def _noted(
+        self, thread_id: str, bucket: Bucket | None, leases: Sequence[Lease], steps: _Steps
+    ) -> tuple[Bucket, Sequence[Bucket]] | None:
+        """Add the steps by which it can be undone that a conversation is replaced; return what is now to be freed."""
+        former, held = self._buckets.get(thread_id), self._leases.held(thread_id)
+        kept = None if held is None else held.bucket
+        if held is not None and held is lease_of(thread_id, leases):
+            if kept is None:
+                steps.append((setattr, (held, "bucket", former or Bucket())))
+                return None
+        elif held is not None and bucket is None:
+            steps.append((held.forget, ()))  # others have deleted it: of what was before nothing comes back
+        return None if former is None else (former, [one for one in (bucket, kept) if one is not None])
 
     async def acquire(
         self, thread_id: str, owner: str, *, instead_of: Lease | None = None, undo: bool = False
     ) -> Lease | None:
         """See `Store.acquire`."""
         lease: HeldLease | None = None
-        former = instead_of if isinstance(instead_of, HeldLease) else None
+        former = instead_of if undo and isinstance(instead_of, HeldLease) else None
+        nothing = Bucket()
+
+        def find(thread_id: str) -> Bucket | None:
+            has_notes = former is not None and former.has_notes()
+            return self._buckets.get(thread_id, nothing) if has_notes else None
 
         def make(bucket: Bucket) -> Slices[Bucket | None]:
-            return bucket.undone({} if former is None else former.formers)
+            assert former is not None
+            return (former.bucket or bucket).undone(former.formers)
 
         def give(made: Mapping[str, Bucket | None]) -> _Formers:
             nonlocal lease
             held = self._leases.held(thread_id)
-            if held is not None and held is not former:
+            if held is not None and held is not instead_of:
                 return []
-            if held is None or not undo:
-                made = {}  # nothing was to be undone, or the session ended on its own meanwhile
-            elif held.bucket is not None:
-                made = {thread_id: at_once(held.bucket.undone(held.formers))}
             lease, given = self._leases.give(thread_id, owner)
-            return self._replace(made, also=[given])
+            return self._end(held, made, given)
 
         try:
-            if undo and former is not None and former.formers and former.bucket is None:
-                await self._remake(lambda: [thread_id], make, give)
-            else:
-                with guard:
-                    self._settle()
-                    freed = give({})
-                await _let_go(freed)
+            await self._remake(lambda: [thread_id], make, give, find)
         except BaseException:
             if lease is not None:
                 await self.release(lease)
             raise
-        finally:
-            if lease is not None and former is not None:
-                former.forget()
         return lease
+
+    def _end(self, lease: HeldLease | None, changes: Mapping[str, Bucket | None], ended: Sequence[Step]) -> _Formers:
+        """End a lease, if there is one, as part of some changes; return what is now to be freed."""
+        kept = None if lease is None else lease.bucket
+        freed = self._replace(changes, also=ended)
+        if lease is not None and kept is not None:
+            now = self._buckets.get(lease.thread_id)
+            freed.append((kept, [] if now is None else [now]))
+        return freed
 
     async def renew(self, lease: Lease) -> bool:
         """See `Store.renew`."""
-        return isinstance(lease, HeldLease) and lease.is_held()
+        return isinstance(lease, HeldLease) and self.peek(lambda _: lease.is_held())
 
     async def release(self, lease: Lease, *, delete: bool = False) -> bool:
         """See `Store.release`."""
@@ -523,8 +549,7 @@ class MemoryStore(Store):
             held = lease.is_held()
             if held:
                 ended = self._leases.ended(lease, lost=delete)
-                former = self._replace({lease.thread_id: None} if delete else {}, also=[ended])
-                lease.forget()
+                former = self._end(lease, {lease.thread_id: None} if delete else {}, ended)
         await _let_go(former)
         return held
 
@@ -537,8 +562,8 @@ async def _let_go(former: _Formers) -> None:
     """Free what is stored no longer, a slice at a time."""
     until = perf_counter() + _SLICE
     while former:
-        bucket, successor = former.pop()
-        for _ in bucket.dismantle(successor):
+        bucket, successors = former.pop()
+        for _ in bucket.dismantle(successors):
             if perf_counter() > until:
                 await yield_to_loop()
                 until = perf_counter() + _SLICE
@@ -583,6 +608,15 @@ class _Draft:
             if perf_counter() > until:
                 break
         return self._work is None
+
+
+def _drafted(find: Callable[[str], Bucket | None], drafts: Mapping[str, _Draft], todo: _Ids, until: float) -> bool:
+    while todo:
+        bucket = find(todo[-1])
+        if bucket is not None and not drafts[todo[-1]].go_on(bucket, until):
+            return False
+        todo.pop()
+    return True
 
 
 def _with(ascending: list[_Ordered], item: _Ordered) -> list[_Ordered]:
