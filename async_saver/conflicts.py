@@ -35,7 +35,7 @@ def has_to_follow(
     return not start or (text(names["thread_id"]) == thread_id and text(start) != parent_id)
 
 
-def tell(thread_id: str, on_conflict: OnConflict) -> None:
+def tell(thread_id: str, on_conflict: OnConflict | None) -> None:
     """Tell of a checkpoint that did not follow the latest one, when the store is done with it.
 
     Raises:

@@ -33,7 +33,7 @@ from async_saver.locks import ThreadLocks
 from async_saver.pace import Slices, at_once, in_turns, is_due, keep_pace
 from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord, text
 from async_saver.serde import FastJsonPlusSerializer
-from async_saver.session import MultitaskStrategy, Session, current_sessions, sessions_of
+from async_saver.session import MultitaskStrategy, Session, in_session, sessions_of
 from async_saver.stores.base import OnConflict, Store
 from async_saver.stores.memory import MemoryStore
 
@@ -344,7 +344,9 @@ class AsyncSaver(
             ConflictError: Another run has stored a checkpoint meanwhile, and the saver's `on_conflict` is "raise".
         """
         put = self._encoded(config, checkpoint, metadata, new_versions)
-        return _told(put, await self._put(*put))
+        if await self._put(*put):
+            tell(put[0], put[4])
+        return config_of(put[0], put[1], put[2].checkpoint_id)
 
     def _encoded(
         self,
@@ -370,7 +372,7 @@ class AsyncSaver(
     ) -> bool:
         """Store a checkpoint; return whether it is in conflict."""
         shared = self._shared
-        leases = shared.sessions.leases() if current_sessions.get() else ()
+        leases = shared.sessions.leases() if in_session() else ()
         put = shared.store.put
         conflict = await shared.locks.call(thread_id, put, checkpoint_ns, record, blobs, leases, on_conflict)
         if is_due():
@@ -418,7 +420,7 @@ class AsyncSaver(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, records: Sequence[WriteRecord]
     ) -> None:
         shared = self._shared
-        leases = shared.sessions.leases() if current_sessions.get() else ()
+        leases = shared.sessions.leases() if in_session() else ()
         await shared.locks.call(thread_id, shared.store.put_writes, checkpoint_ns, checkpoint_id, records, leases)
         if is_due():
             await keep_pace()
@@ -615,7 +617,9 @@ class AsyncSaver(
     ) -> RunnableConfig:
         """Store a checkpoint; see `aput`."""
         put = self._encoded(config, checkpoint, metadata, new_versions)
-        return _told(put, bridge.call(self._put, *put))
+        if bridge.call(self._put, *put):
+            tell(put[0], put[4])
+        return config_of(put[0], put[1], put[2].checkpoint_id)
 
     def put_writes(
         self,
@@ -771,14 +775,6 @@ def _at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
         return cast(_T, end.value)
     coroutine.close()
     raise AssertionError("a coroutine waited that never does")
-
-
-def _told(put: _Put, conflict: bool) -> RunnableConfig:
-    """Return the config that names what was put, or tell of its conflict."""
-    thread_id, checkpoint_ns, record, _, on_conflict = put
-    if conflict and on_conflict is not None:
-        tell(thread_id, on_conflict)
-    return config_of(thread_id, checkpoint_ns, record.checkpoint_id)
 
 
 def _one(value: object, name: str) -> str:

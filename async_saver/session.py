@@ -34,7 +34,7 @@ from async_saver.records import Lease
 from async_saver.runners import Runner, SyncCode, Task, current_task
 from async_saver.stores.base import Store
 
-__all__ = ["MultitaskStrategy", "Session", "Sessions", "current_sessions", "sessions_of"]
+__all__ = ["MultitaskStrategy", "Session", "Sessions", "in_session", "sessions_of"]
 
 MultitaskStrategy: TypeAlias = Literal["enqueue", "reject", "interrupt", "rollback"]
 
@@ -66,7 +66,7 @@ class Sessions:
 
     def leases(self) -> tuple[Lease, ...]:
         """Return the leases of the sessions in which the caller runs, innermost first."""
-        current = current_sessions.get()
+        current = _current.get()
         return tuple(one.lease for one in current if one.sessions is self and one.lease is not None)
 
     def is_busy(self, thread_id: str) -> bool | None:
@@ -92,8 +92,10 @@ def sessions_of(store: Store) -> Sessions:
         return found
 
 
-current_sessions: ContextVar[tuple["Session", ...]] = ContextVar("async_saver_sessions", default=())
+_current: ContextVar[tuple["Session", ...]] = ContextVar("async_saver_sessions", default=())
 """The sessions in which a task runs, innermost first. Tasks started in a session run in a copy of its context."""
+
+in_session = _current.get  # as it is asked in each call
 
 
 class _Line:
@@ -307,7 +309,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         if self._used:
             raise self._misused("entered a second time; call session() again for another one")
         self._used = True
-        for outer in current_sessions.get():
+        for outer in _current.get():
             if outer.sessions is self.sessions and outer.thread_id == self.thread_id:
                 self._joined = outer._open
                 self.lease = outer.lease if self._joined else None
@@ -432,7 +434,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
 
     def _opened(self) -> None:
         """Let the body begin; what it stores is stored with this session's lease."""
-        current_sessions.set((self, *current_sessions.get()))
+        _current.set((self, *_current.get()))
         with guard:
             self._open = self._queue().holder is self and self._interrupted is None
         if not self._open:
@@ -499,8 +501,8 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
 
     def _leave_context(self) -> None:
         # No token: sessions need not be left in the reverse order, nor in the context that they were entered in.
-        if self in (current := current_sessions.get()):
-            current_sessions.set(tuple(one for one in current if one is not self))
+        if self in (current := _current.get()):
+            _current.set(tuple(one for one in current if one is not self))
 
     async def _leave(self) -> bool:
         """Give the lease back, or hand it on to be undone; tell whether it was still held."""

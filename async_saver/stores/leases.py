@@ -82,11 +82,11 @@ class Leases:
     """Who holds which conversation. The store guards it.
 
     Attributes:
-        were_given: Whether there ever was one; to ask that costs less than to look for one.
+        kept_buckets: Whether one ever kept a bucket; to ask that costs less than to look for one that does.
     """
 
     def __init__(self) -> None:
-        self.were_given: bool = False
+        self.kept_buckets: bool = False
         self._lines: WeakValueDictionary[str, _Line] = WeakValueDictionary()
         self._fences = count(1)
 
@@ -100,7 +100,7 @@ class Leases:
         line = self._lines.get(thread_id)
         if line is None:
             line = self._lines[thread_id] = _Line()
-        fence, self.were_given = next(self._fences), True
+        fence = next(self._fences)
         lease, former = HeldLease(thread_id, fence, owner, line), line.held()
         steps: list[Step] = [(setattr, (line, "now", (fence, ref(lease))))]
         return lease, steps if former is None else [*steps, (former.forget, ())]

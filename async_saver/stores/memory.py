@@ -178,14 +178,15 @@ class MemoryStore(Store):
     ) -> bool:
         """See `Store.put`."""
         lease = lease_of(thread_id, leases) if leases else None
-        conflict = False
+        lost = conflict = False
         with guard:
             if self._journal is not None:
                 self._settle()
-            lost = lease is not None and lease.is_lost()
+            if lease is not None:
+                lost = lease.is_lost()
             if on_conflict is not None:
                 conflict = self._is_in_conflict(thread_id, checkpoint_ns, record)
-            if not (lost or (conflict and on_conflict == "raise")):
+            if not lost and (not conflict or on_conflict == "warn"):
                 self._commit(self._put(thread_id, checkpoint_ns, record, blobs, lease))
         if lost and lease is not None:
             raise lost_error(lease)
@@ -204,8 +205,7 @@ class MemoryStore(Store):
         lease: HeldLease | None,
     ) -> _Steps:
         bucket, namespace = self._prepared(thread_id, checkpoint_ns)
-        noted = lease.former(checkpoint_ns, namespace) if lease is not None else None
-        if noted is not None:
+        if lease is not None and (noted := lease.former(checkpoint_ns, namespace)) is not None:
             namespace.note_checkpoint(record.checkpoint_id, [version for version, _ in blobs], noted)
         former = namespace.checkpoints.get(record.checkpoint_id)
         ids: _Ids | None = None
@@ -221,8 +221,9 @@ class MemoryStore(Store):
             steps += namespace.added(dict(blobs))
         if record.run_id is not None:
             self._add_run(thread_id, bucket, record.run_id, (record.checkpoint_id, checkpoint_ns), steps)
-        beside = self._beside(thread_id, lease) if self._leases.were_given else None
-        return steps if beside is None else steps + beside._put(thread_id, checkpoint_ns, record, blobs, None)
+        if self._leases.kept_buckets and (beside := self._beside(thread_id, lease)) is not None:
+            steps += beside._put(thread_id, checkpoint_ns, record, blobs, None)
+        return steps
 
     async def put_writes(
         self,
@@ -236,10 +237,12 @@ class MemoryStore(Store):
         if not writes:
             return
         lease = lease_of(thread_id, leases) if leases else None
+        lost = False
         with guard:
             if self._journal is not None:
                 self._settle()
-            lost = lease is not None and lease.is_lost()
+            if lease is not None:
+                lost = lease.is_lost()
             if not lost:
                 self._commit(self._put_writes(thread_id, checkpoint_ns, checkpoint_id, writes, lease))
         if lost and lease is not None:
@@ -266,8 +269,7 @@ class MemoryStore(Store):
                 new[key] = Write(channel, namespace.history.shared(value), task_path, run_id)
             if run_id is not None:
                 runs.add(run_id)
-        noted = lease.former(checkpoint_ns, namespace) if lease is not None else None
-        if noted is not None:
+        if lease is not None and (noted := lease.former(checkpoint_ns, namespace)) is not None:
             namespace.note_writes(checkpoint_id, new, noted)
         steps: _Steps = [
             (self._add, (thread_id, bucket, bucket.changes + 1, checkpoint_ns, namespace)),
@@ -276,8 +278,7 @@ class MemoryStore(Store):
         ]
         for run_id in runs:
             self._add_run(thread_id, bucket, run_id, (checkpoint_id, checkpoint_ns), steps)
-        beside = self._beside(thread_id, lease) if self._leases.were_given else None
-        if beside is not None:
+        if self._leases.kept_buckets and (beside := self._beside(thread_id, lease)) is not None:
             steps += beside._put_writes(thread_id, checkpoint_ns, checkpoint_id, writes, None)
         return steps
 
@@ -400,7 +401,7 @@ class MemoryStore(Store):
             put_in_place: Called in the guard with everything that was made.
             find: Returns the bucket of a `thread_id`, in the guard; None is an unknown one's.
         """
-        find = find or self._buckets.get
+        find = find or self._find
         drafts: dict[str, _Draft] = {}
         todo: _Ids = []
         former: _Formers | None = None
@@ -415,6 +416,9 @@ class MemoryStore(Store):
                 await yield_to_loop()
         drafts.clear()
         await _let_go(former)
+
+    def _find(self, thread_id: str) -> Bucket | None:
+        return self._buckets.get(thread_id)
 
     def _made(
         self,
@@ -488,6 +492,7 @@ class MemoryStore(Store):
         kept = None if held is None else held.bucket
         if held is not None and held is lease_of(thread_id, leases):
             if kept is None:
+                self._leases.kept_buckets = True
                 steps.append((setattr, (held, "bucket", former or Bucket())))
                 return None
         elif held is not None and bucket is None:
