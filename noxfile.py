@@ -41,7 +41,7 @@ def tests_without_trio(session: nox.Session) -> None:
     session.install("-e", ".[dev]")
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "trio")
     # Without those that take long, and look at what happens on a loop and not at which loops there are, or at none.
-    names = ("cancellation", "history", "interrupts", "machine", "serde")
+    names = ("agent_server", "cancellation", "conflicts", "history", "interrupts", "leases", "machine", "serde")
     slow = [f"--ignore=tests/test_{name}.py" for name in names]
     session.run("python", "-m", "pytest", *slow, *session.posargs)
 
