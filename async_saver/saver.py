@@ -111,12 +111,15 @@ class AsyncSaver(
             self._shared.load_files(factory, self._memory_store("factory"), self.serde)
 
     @classmethod
-    def from_conn_string(cls, conn_string: str, *, serde: SerializerProtocol | None = None) -> Self:
+    def from_conn_string(
+        cls, conn_string: str, *, serde: SerializerProtocol | None = None, on_conflict: OnConflict | None = None
+    ) -> Self:
         """Return a saver for the store that a URL names. This release knows one: "memory://".
 
         Args:
             conn_string: The URL.
             serde: As for the class itself.
+            on_conflict: Likewise.
 
         Raises:
             InvalidValueError: The URL is not one that this release knows. The message repeats nothing of it that may be
@@ -127,7 +130,8 @@ class AsyncSaver(
             raise InvalidTypeError(f"a connection string is text, not of type {type(conn_string).__name__}")
         if conn_string != "memory://":
             raise InvalidValueError(_why_not(conn_string))
-        return cls(serde=serde)
+        # A subclass may have a constructor of its own.
+        return cls(serde=serde) if on_conflict is None else cls(serde=serde, on_conflict=on_conflict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a saver with a copy of what this one holds, independent of it and of its factory's mappings."""

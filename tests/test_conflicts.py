@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -513,6 +514,14 @@ async def test_all_are_stored_with_a_warning(durability: Any, caplog: pytest.Log
     assert {one.name for one in caplog.records} == {"async_saver"}
     assert all("two runs raced on thread_id 't'" in one.getMessage() for one in caplog.records)
     assert len(await history(graph)) == (5 if durability == "exit" else 25)
+
+
+def test_a_saver_of_a_url_may_report_conflicts_too() -> None:
+    """As one of the class itself; an unknown way to do so is refused by both."""
+    assert AsyncSaver.from_conn_string("memory://", on_conflict="warn")._on_conflict == "warn"
+    for make in (AsyncSaver, partial(AsyncSaver.from_conn_string, "memory://")):
+        with pytest.raises(InvalidValueError, match="unknown on_conflict 'error'"):
+            make(on_conflict="error")
 
 
 @on_asyncio
