@@ -540,10 +540,13 @@ async def test_an_interrupter_that_is_gone_does_not_block_those_behind_it(saver:
     with fail_after(10):
         async with held(saver, shielded(newcomer_in.wait)) as holder:
             together(press_and_end)
-            async with saver.session("t", multitask_strategy="interrupt", timeout=0.02):
-                assert not holder.left
+            try:
+                async with saver.session("t", multitask_strategy="interrupt", timeout=0.02):
+                    assert not holder.left
+                    newcomer_in.set()
+                    await until(lambda: holder.left)
+            finally:
                 newcomer_in.set()
-                await until(lambda: holder.left)
     assert isinstance(holder.error, SessionInterruptedError)
     DEAD.clear()
     assert await is_free(saver)
