@@ -11,6 +11,10 @@ nox.options.error_on_missing_interpreters = False
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 
+def _without(*names: str) -> list[str]:
+    return [f"--ignore=tests/test_{name}.py" for name in names]
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and common mistakes."""
@@ -41,8 +45,8 @@ def tests_without_trio(session: nox.Session) -> None:
     session.install("-e", ".[dev]")
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "trio")
     # Without those that take long, and look at what happens on a loop and not at which loops there are, or at none.
-    names = ("agent_server", "cancellation", "conflicts", "history", "interrupts", "leases", "machine", "serde")
-    slow = [f"--ignore=tests/test_{name}.py" for name in names]
+    loops = ("cancellation", "conflicts", "forks", "interrupts", "leases", "machine", "pace", "store_contract")
+    slow = _without(*loops, "agent_server", "history", "serde")
     session.run("python", "-m", "pytest", *slow, *session.posargs)
 
 
@@ -59,7 +63,8 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(python="3.13")
 def coverage(session: nox.Session) -> None:
-    """The tests with branch coverage, all but those that interrupt at random moments."""
+    """The tests with branch coverage, all but those that do the same things at many moments."""
     session.install("-e", ".[dev]", "coverage[toml]")
-    session.run("coverage", "run", "-m", "pytest", "--ignore=tests/test_interrupts.py", *session.posargs)
+    same = _without("cancellation", "interrupts", "leases", "machine")
+    session.run("coverage", "run", "-m", "pytest", *same, *session.posargs)
     session.run("coverage", "report")

@@ -132,10 +132,10 @@ class Lease:
     __slots__ = ("fence", "owner", "since", "thread_id")
 
     def __init__(self, thread_id: str, fence: int, owner: str, since: float) -> None:
-        self.thread_id = thread_id
-        self.fence = fence
-        self.owner = owner
-        self.since = since
+        self.thread_id: str = thread_id
+        self.fence: int = fence
+        self.owner: str = owner
+        self.since: float = since
 
 
 def text(value: object) -> str:

@@ -25,7 +25,7 @@ class Runner(ABC):
     name: str
 
     def __init__(self) -> None:
-        self.thread = threading.current_thread()
+        self.thread: threading.Thread = threading.current_thread()
         self._pid = os.getpid()
 
     @abstractmethod
@@ -186,7 +186,7 @@ class SyncCode(Runner):
 
     def __init__(self) -> None:
         super().__init__()
-        self.name = f"sync code in the worker thread {self.thread.name!r}"
+        self.name: str = f"sync code in the worker thread {self.thread.name!r}"
         self._woken = threading.Lock()
         self._woken.acquire()
 

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from contextvars import ContextVar
 from datetime import datetime, timezone
@@ -95,7 +96,7 @@ def sessions_of(store: Store) -> Sessions:
 _current: ContextVar[tuple["Session", ...]] = ContextVar("async_saver_sessions", default=())
 """The sessions in which a task runs, innermost first. Tasks started in a session run in a copy of its context."""
 
-in_session = _current.get  # as it is asked in each call
+in_session: Callable[[], tuple["Session", ...]] = _current.get  # as it is asked in each call
 
 
 class _Line:
@@ -111,7 +112,7 @@ class _Line:
     __slots__ = ("__weakref__", "holder", "kept", "left", "pressing", "waiting")
 
     def __init__(self, kept: "set[_Line]") -> None:
-        self.kept = kept
+        self.kept: set[_Line] = kept
         self.holder: Session | None = None
         self.left: Lease | None = None
         # Whoever stops waiting leaves from anywhere.
@@ -176,9 +177,9 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
             raise InvalidTypeError(f"timeout is a number of seconds or None, not of type {type(timeout).__name__}")
         if timeout is not None and not timeout >= 0:
             raise InvalidValueError(f"timeout is a number of seconds, 0 or more, not {shown(timeout)}")
-        self.thread_id = thread_id
+        self.thread_id: str = thread_id
         self.lease: Lease | None = None
-        self.sessions = sessions
+        self.sessions: Sessions = sessions
         self._store = store
         self._strategy = multitask_strategy
         try:

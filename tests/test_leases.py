@@ -391,6 +391,7 @@ async def _pause_and_undo(store: MemoryStore, lease: Lease) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("name", ["put", "keep_latest", "delete", "release"])
 async def test_undoing_a_long_conversation_leaves_the_loop_free(name: str, clock: list[float]) -> None:
     """No slice of it is longer than a millisecond, nor as what was kept for it is let go."""

@@ -382,6 +382,7 @@ _BROKEN = {
 }
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("broken", _BROKEN)
 async def test_a_broken_promise_is_named(broken: type[MemoryStore]) -> None:
     """In the message, with what was seen."""

@@ -61,7 +61,7 @@ class Former:
         self.records: dict[str, CheckpointRecord | None] = {}
         self.values: dict[ChannelVersion, Blob | None] = {}
         self.writes: dict[tuple[str, WriteKey], Write | None] = {}
-        self.delta_channels = delta_channels
+        self.delta_channels: frozenset[str] = delta_channels
 
 
 class Namespace:

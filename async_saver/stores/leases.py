@@ -27,7 +27,7 @@ class HeldLease(Lease):
 
     def __init__(self, thread_id: str, fence: int, owner: str, line: "_Line") -> None:
         super().__init__(thread_id, fence, owner, time())
-        self.line = line
+        self.line: _Line = line
         self.formers: dict[str, Former] = {}
         self.bucket: Bucket | None = None
 
