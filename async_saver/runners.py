@@ -153,11 +153,13 @@ class _TrioTask(Task):
         return super().is_here() and trio.lowlevel.in_trio_task() and trio.lowlevel.current_task() is self._task
 
     def is_gone(self) -> bool:
+        if super().is_gone():
+            return True
         try:
             self._token.run_sync_soon(_do_nothing, idempotent=True)
         except RuntimeError:  # the run has finished
             return True
-        return super().is_gone()
+        return False
 
     def soon(self, callback: Callable[[], object]) -> None:
         with suppress(RuntimeError):

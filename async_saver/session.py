@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, get_args
 from weakref import WeakValueDictionary, finalize
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 from langchain_core.runnables import RunnableConfig
 from typing_extensions import Self
 
@@ -256,6 +257,10 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         others = runner.leave(self._cancelled, exc_value)
         held = await self._leave()
         self._end_exit(here, held, others, exc_value)
+        if others and self._cancelled:
+            # Where two cancellations met, Python may have kept this session's own: an anyio scope around it takes only
+            # its own for its own, and gives another one now.
+            await checkpoint_if_cancelled()
 
     # From sync code.
 

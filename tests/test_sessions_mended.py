@@ -342,6 +342,33 @@ async def test_an_ephemeral_holder_that_is_rolled_back_deletes_its_conversation(
     assert await is_free(saver)
 
 
+@pytest.mark.anyio
+async def test_an_interruption_that_meets_the_cancellation_of_a_scope_stays_in_that(saver: AsyncSaver) -> None:
+    """Whichever of the two Python keeps: the scope around the session catches it, and nothing beyond is cancelled."""
+    if asyncio_is_running() and sys.version_info < (3, 11):
+        pytest.skip("tasks do not count cancellations: the session sees its own one only")
+    session, scope, inside, after = saver.session("t"), CancelScope(), anyio.Event(), list[bool]()
+
+    async def hold() -> None:
+        with scope:
+            async with session:
+                inside.set()
+                while True:
+                    await yield_to_loop()
+        await yield_to_loop()
+        after.append(scope.cancelled_caught)
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(hold)
+        await inside.wait()
+        scope.cancel()
+        with guard:
+            session._interrupt("'interrupt' by this test")
+        session.cancel()  # in the same step
+    assert after == [True]
+    assert await is_free(saver)
+
+
 # Leaving.
 
 
