@@ -65,6 +65,6 @@ def examples(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """The tests with branch coverage, all but those that do the same things at many moments."""
     session.install("-e", ".[dev]", "coverage[toml]")
-    same = _without("cancellation", "interrupts", "leases", "machine")
+    same = _without("agent_server", "cancellation", "interrupts", "leases", "locks", "machine")
     session.run("coverage", "run", "-m", "pytest", *same, *session.posargs)
     session.run("coverage", "report")
