@@ -15,6 +15,7 @@ from typing_extensions import Self
 from async_saver.codec import record_of
 from async_saver.errors import DeserializationError, InvalidTypeError, shown
 from async_saver.records import EMPTY, Blob, CheckpointRecord, WriteRecord, text
+from async_saver.session import sessions_of
 from async_saver.stores.bucket import Bucket, Namespace, WriteKey
 from async_saver.stores.memory import MemoryStore
 
@@ -86,7 +87,7 @@ class _View(MutableMapping[_K, _V]):
 class Storage(_View[str, "MutableMapping[str, MutableMapping[str, Checkpoint]]"]):
     """thread_id -> checkpoint_ns -> checkpoint_id -> (checkpoint, metadata, parent id).
 
-    `del`, `pop` and `clear` delete conversations.
+    `del`, `pop` and `clear` delete conversations, or raise a `SessionLostError` as all that writes does.
     """
 
     def _keys(self, buckets: Mapping[str, Bucket]) -> list[str]:
@@ -101,7 +102,7 @@ class Storage(_View[str, "MutableMapping[str, MutableMapping[str, Checkpoint]]"]
     def __delitem__(self, key: str) -> None:
         if key not in self:
             raise KeyError(key)
-        self._store.discard([key])
+        self._discard([key])
 
     def pop(self, key: str, *default: Any) -> Any:
         """Delete a conversation and return what it held, as plain dicts; or `default` for an unknown one."""
@@ -120,7 +121,10 @@ class Storage(_View[str, "MutableMapping[str, MutableMapping[str, Checkpoint]]"]
 
     def clear(self) -> None:
         """Delete every conversation."""
-        self._store.discard(None)
+        self._discard(None)
+
+    def _discard(self, thread_ids: list[str] | None) -> None:
+        self._store.discard(thread_ids, sessions_of(self._store).leases())
 
 
 class _Namespaces(_View[str, "MutableMapping[str, Checkpoint]"]):

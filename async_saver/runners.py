@@ -178,8 +178,12 @@ class _TrioTask(Task):
             return False
         ours = False
         if scope is not None:
-            with suppress(BaseException):  # what is left of a group
+            try:
                 ours = bool(scope.__exit__(type(exc) if exc else None, exc, exc.__traceback__ if exc else None))
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                pass  # what is left of a group: the whole of it goes on, or is a cause
         return not ours and isinstance(exc, anyio.get_cancelled_exc_class())
 
 

@@ -549,7 +549,11 @@ class AsyncSaver(
         )
 
     async def ais_busy(self, thread_id: str) -> bool:
-        """Tell whether a session holds a conversation."""
+        """Tell whether a session holds a conversation.
+
+        Raises:
+            InvalidTypeError: The `thread_id` is None.
+        """
         thread_id = _one(thread_id, "thread_id")
         await keep_pace()
         here = self._shared.sessions.is_busy(thread_id)

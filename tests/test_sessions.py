@@ -216,6 +216,15 @@ async def test_rollback_undoes_what_the_holder_stored(saver: AsyncSaver) -> None
     assert nothing_is_left(saver)
 
 
+def as_async(func: Callable[[], object]) -> Callable[[], Awaitable[object]]:
+    """Sync code as a coroutine function."""
+
+    async def call() -> object:
+        return func()
+
+    return call
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
 async def test_after_its_grace_the_holder_is_fenced(saver: AsyncSaver, strategy: Any) -> None:
@@ -232,6 +241,8 @@ async def test_after_its_grace_the_holder_is_fenced(saver: AsyncSaver, strategy:
             lambda: saver.aprune(["t"]),
             lambda: saver.acopy_thread("u", "t"),
             lambda: saver.adelete_for_runs(["run"]),
+            as_async(lambda: saver.storage.pop("t")),
+            as_async(saver.storage.clear),
         ):
             with pytest.raises(SessionLostError, match=r"thread_id 't' \(fence 1\) is over") as caught:
                 await call()  # type: ignore[no-untyped-call]
@@ -246,7 +257,7 @@ async def test_after_its_grace_the_holder_is_fenced(saver: AsyncSaver, strategy:
             newcomer_in.set()
             await wait_all_tasks_blocked()
             assert holder.left
-            assert len(refused) == 6
+            assert len(refused) == 8
             assert {**contents(saver)[0], "another": ...} == {**before[0], "another": ...}
     assert isinstance(holder.error, SessionInterruptedError)
     assert nothing_is_left(saver)
@@ -312,7 +323,7 @@ async def test_a_cancellation_from_elsewhere_is_not_taken_for_the_interruption()
 
     task = asyncio.create_task(hold())
     await inside.wait()
-    newcomer = asyncio.create_task(_enter_and_leave(saver.session("t", multitask_strategy="interrupt")))
+    newcomer = asyncio.create_task(enter_and_leave(saver.session("t", multitask_strategy="interrupt")))
     await until(lambda: task.cancelling() == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -349,7 +360,8 @@ def _waiting(saver: AsyncSaver) -> list[Session]:
     return [*line.pressing, *line.waiting] if line is not None else []
 
 
-async def _enter_and_leave(session: Session) -> None:
+async def enter_and_leave(session: Session) -> None:
+    """Be in a session for a moment."""
     async with session:
         pass
 
@@ -411,7 +423,7 @@ async def test_a_session_that_ended_before_it_was_told_was_not_interrupted(saver
     async with create_task_group() as tasks:
         tasks.start_soon(run)
         await leaving.wait()
-        tasks.start_soon(_enter_and_leave, slow.session("t", multitask_strategy="rollback"))
+        tasks.start_soon(enter_and_leave, slow.session("t", multitask_strategy="rollback"))
         await wait_all_tasks_blocked()
         released.set()
     assert await listed(slow, config()) == ["1"]
@@ -441,7 +453,7 @@ async def test_a_session_that_ended_leaves_no_mark_on_its_tasks_until_another_ha
             tasks.start_soon(outlive)
         ended.set()
         await wait_all_tasks_blocked()
-        await _enter_and_leave(saver.session("t"))
+        await enter_and_leave(saver.session("t"))
         later.set()
         await done.wait()
     await put(saver, "3")
@@ -542,7 +554,7 @@ async def test_what_outlives_a_session_may_open_another(saver: AsyncSaver) -> No
     async with create_task_group() as tasks:
         async with saver.session("t") as outer:
             tasks.start_soon(outlive)
-        await _enter_and_leave(saver.session("t"))
+        await enter_and_leave(saver.session("t"))
         ended.set()
         await done.wait()
     assert await listed(saver, config()) == ["1"]

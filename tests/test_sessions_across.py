@@ -25,7 +25,7 @@ from async_saver import (
 )
 from async_saver import session as session_module
 from tests.build import checkpoint, config, ids, put
-from tests.test_sessions import contents, nothing_is_left, until
+from tests.test_sessions import contents, enter_and_leave, nothing_is_left, until
 from tests.workers import LOOPS, on_loop, together
 
 KINDS = [*range(len(LOOPS)), "sync"]
@@ -281,6 +281,17 @@ def test_a_sync_session_is_left_where_it_was_entered() -> None:
 # Interrupts.
 
 
+def interrupt_the_entry(saver: AsyncSaver) -> None:
+    """Enter a session that will not be let in, and be interrupted."""
+    former = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt), saver.session("t"):
+            pytest.fail("it is in")
+    finally:
+        signal.signal(signal.SIGALRM, former)
+
+
 def test_an_interrupted_wait_leaves_no_trace() -> None:
     """Ctrl-C while sync code waits for its turn; the holder notices nothing, and the next one is let in."""
     saver, inside, go_on = AsyncSaver(), threading.Event(), threading.Event()
@@ -293,13 +304,7 @@ def test_an_interrupted_wait_leaves_no_trace() -> None:
     worker = threading.Thread(target=hold)
     worker.start()
     assert inside.wait(30)
-    former = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(KeyboardInterrupt), saver.session("t"):
-            pytest.fail("two are in")
-    finally:
-        signal.signal(signal.SIGALRM, former)
+    interrupt_the_entry(saver)
     assert waiting(saver) == 0
     go_on.set()
     worker.join()
@@ -330,13 +335,7 @@ def test_a_lease_that_comes_late_is_given_back() -> None:
                 gave_back.set()
 
     saver = AsyncSaver(store=Slow())
-    former = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(KeyboardInterrupt), saver.session("t"):
-            pytest.fail("it is in")
-    finally:
-        signal.signal(signal.SIGALRM, former)
+    interrupt_the_entry(saver)
     assert taking.is_set()
     taken.set()
     assert gave_back.wait(30)
@@ -443,7 +442,7 @@ async def test_a_lease_that_another_process_holds_is_waited_for(saver: AsyncSave
         with pytest.raises(ThreadBusyError, match="by another process"):
             await saver.session("t", **options).__aenter__()  # type: ignore[arg-type]
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_enter, saver, {"timeout": 30})
+        tasks.start_soon(enter_and_leave, saver.session("t", timeout=30))
         await until(lambda: saver._shared.sessions.is_busy("t") is True)
         assert await store.release(lease)
     lease = await store.acquire("t", "another process")
@@ -454,8 +453,3 @@ async def test_a_lease_that_another_process_holds_is_waited_for(saver: AsyncSave
     with pytest.raises(SessionLostError, match="was lost before it ended"):
         async with session:
             await store.acquire("t", "another process", instead_of=session.lease)
-
-
-async def _enter(saver: AsyncSaver, options: dict[str, Any]) -> None:
-    async with saver.session("t", **options):
-        pass

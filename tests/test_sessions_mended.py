@@ -35,15 +35,9 @@ from async_saver.bridge import bridge
 from async_saver.guard import guard
 from tests.build import checkpoint, config, listed, put
 from tests.test_forks import runs
-from tests.test_sessions import asyncio_is_running, held, nothing_is_left, shielded, until
+from tests.test_sessions import asyncio_is_running, enter_and_leave, held, nothing_is_left, shielded, until
 from tests.test_sessions_across import waiting
 from tests.workers import LOOPS, on_loop, together
-
-
-async def enter_and_leave(session: Session) -> None:
-    """Be in a session for a moment."""
-    async with session:
-        pass
 
 
 def enter_elsewhere(saver: AsyncSaver, **options: Any) -> None:
