@@ -13,8 +13,11 @@ from async_saver.errors import (
     SessionInterruptedError,
     SessionLostError,
     ThreadBusyError,
+    ThreadEvictedError,
     ThreadExistsError,
 )
+from async_saver.records import Stats
+from async_saver.retention import EvictionReason, Retention
 from async_saver.saver import AsyncSaver
 from async_saver.serde import FastJsonPlusSerializer
 from async_saver.session import MultitaskStrategy, Session
@@ -30,6 +33,7 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "DeserializationError",
+    "EvictionReason",
     "FastJsonPlusSerializer",
     "InMemorySaver",
     "InvalidTypeError",
@@ -38,13 +42,16 @@ __all__ = [
     "MemoryStore",
     "MultitaskStrategy",
     "PortalError",
+    "Retention",
     "SerializationError",
     "Session",
     "SessionError",
     "SessionInterruptedError",
     "SessionLostError",
+    "Stats",
     "Store",
     "ThreadBusyError",
+    "ThreadEvictedError",
     "ThreadExistsError",
 ]
 

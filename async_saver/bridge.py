@@ -39,6 +39,7 @@ class SyncBridge:
         self._starting = threading.RLock()
         self._portal = _Portal()
         self._workers: list[threading.Thread] = []  # one, and more only if its start was interrupted
+        self.calls: int = 0
 
     def _forked(self) -> None:
         """Forget the portal in the child of a fork, which has none of its parent's worker threads."""
@@ -161,6 +162,7 @@ class _Portal:
             call.end()
 
     def _begin(self, call: "_Call[Any]") -> None:
+        bridge.calls += 1
         if sys.version_info >= (3, 12):  # what need not wait is done by the time that the task is there
             call.task = asyncio.Task(self._run(call), loop=self._loop, eager_start=True)
         else:

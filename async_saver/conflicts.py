@@ -13,7 +13,7 @@ from async_saver.stores.base import OnConflict
 __all__ = ["has_to_follow", "tell"]
 
 # A log, not the warnings module: that one keeps every message for ever, and its filters may raise out of a put.
-_log = logging.getLogger("async_saver")
+_log = logging.getLogger(__name__)
 
 
 def has_to_follow(

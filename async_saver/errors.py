@@ -17,6 +17,7 @@ __all__ = [
     "SessionInterruptedError",
     "SessionLostError",
     "ThreadBusyError",
+    "ThreadEvictedError",
     "ThreadExistsError",
     "shown",
 ]
@@ -76,6 +77,10 @@ class SessionError(AsyncSaverError, RuntimeError):
 
 class ThreadBusyError(AsyncSaverError, TimeoutError):
     """Another session holds the conversation, and this one may not wait for it, or has waited long enough."""
+
+
+class ThreadEvictedError(AsyncSaverError, LookupError):
+    """A run's conversation was evicted under it, and its next checkpoint would lack values; nothing was stored."""
 
 
 class SessionInterruptedError(AsyncSaverError, RuntimeError):

@@ -10,6 +10,8 @@ from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 from anyio import Lock, Semaphore
 from anyio.lowlevel import current_token
 
+from async_saver.guard import guard
+
 try:
     from sniffio import thread_local as _sniffed
 except ImportError:  # anyio does without, where it is not installed
@@ -37,6 +39,7 @@ class ThreadLocks:
 
     def __init__(self) -> None:
         self._locks: _Locks = {}
+        self.waits: int = 0
 
     def __len__(self) -> int:
         """Return how many locks are held or awaited now."""
@@ -44,7 +47,7 @@ class ThreadLocks:
 
     def holding(self, *thread_ids: str) -> "_Holding":
         """Return a context manager that holds the locks of these conversations."""
-        return _Holding(self._locks, thread_ids)
+        return _Holding(self, self._locks, thread_ids)
 
     async def call(
         self, thread_id: str, func: Callable[Concatenate[str, _P], Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs
@@ -110,9 +113,10 @@ class _Lock:
 
 
 class _Holding:
-    __slots__ = ("_held", "_locks", "_thread_ids")
+    __slots__ = ("_all", "_held", "_locks", "_thread_ids")
 
-    def __init__(self, locks: _Locks, thread_ids: tuple[str, ...]) -> None:
+    def __init__(self, all_locks: ThreadLocks, locks: _Locks, thread_ids: tuple[str, ...]) -> None:
+        self._all = all_locks
         self._locks = locks
         # Sorted, so that two calls that want the same two locks cannot each wait for the other.
         self._thread_ids = thread_ids if len(thread_ids) == 1 else sorted(set(thread_ids))
@@ -131,6 +135,8 @@ class _Holding:
                     self._held.append((key, lock, True))
                     self._locks[key] = weakref.ref(lock)
                     continue
+                with guard:
+                    self._all.waits += 1
                 try:
                     await lock.wait()
                     self._held.append((key, lock, False))

@@ -11,6 +11,8 @@ __all__ = [
     "Histories",
     "Lease",
     "Listing",
+    "Stats",
+    "StoreStats",
     "StoredCheckpoint",
     "StoredHistory",
     "WriteRecord",
@@ -117,6 +119,56 @@ class Listing(NamedTuple):
 
 Histories: TypeAlias = Mapping[str, StoredHistory]
 """The history of each channel that was asked for."""
+
+
+class StoreStats(NamedTuple):
+    """Figures of a store.
+
+    Attributes:
+        conversations: How many there are.
+        checkpoints: How many checkpoints can be listed; None where the store does not count them, as the next three.
+        writes: How many pending writes there are.
+        bytes: How many bytes all that takes, with what the store needs for it.
+        bytes_saved: How many more it would be if each value were kept by itself.
+        evictions: How many conversations went by a `Retention`, by reason.
+        pruned: How many checkpoints went by `keep_last`.
+        overruns: How many calls left a limit exceeded, as nothing could be taken.
+    """
+
+    conversations: int
+    checkpoints: int | None = None
+    writes: int | None = None
+    bytes: int | None = None
+    bytes_saved: int | None = None
+    evictions: Mapping[str, int] = {}
+    pruned: int = 0
+    overruns: int = 0
+
+
+class Stats(NamedTuple):
+    """Figures of a saver: those of its store, see `StoreStats`, and what this process did with it.
+
+    Attributes:
+        open_sessions: How many conversations sessions of this process hold.
+        waiting_sessions: How many sessions wait for one.
+        lock_waits: How many calls had to wait for another one on the same conversation.
+        conflicts: How many checkpoints were in conflict, where `on_conflict` has them looked at.
+        bridge_calls: How many calls crossed from sync code, of all savers in this process.
+    """
+
+    conversations: int
+    checkpoints: int | None
+    writes: int | None
+    bytes: int | None
+    bytes_saved: int | None
+    evictions: Mapping[str, int]
+    pruned: int
+    overruns: int
+    open_sessions: int
+    waiting_sessions: int
+    lock_waits: int
+    conflicts: int
+    bridge_calls: int
 
 
 class Lease:

@@ -1,16 +1,20 @@
 """AsyncSaver: LangGraph's configs in, checkpoint tuples out."""
 
 import copy
+import inspect
+import logging
 import os
 import random
 import re
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
+import anyio
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -28,18 +32,31 @@ from async_saver.codec import Decoder, config_of, encode_checkpoint, encode_writ
 from async_saver.compat import NOT_ASSIGNED, Blobs, Files, Storage, Writes
 from async_saver.conflicts import has_to_follow, tell
 from async_saver.errors import ConfigError, InvalidTypeError, InvalidValueError, shown
-from async_saver.guard import refuse_inside
+from async_saver.guard import guard, refuse_inside
 from async_saver.locks import ThreadLocks
 from async_saver.pace import Slices, at_once, in_turns, is_due, keep_pace
-from async_saver.records import Blob, ChannelVersion, CheckpointRecord, Listing, StoredCheckpoint, WriteRecord, text
+from async_saver.records import (
+    Blob,
+    ChannelVersion,
+    CheckpointRecord,
+    Listing,
+    Stats,
+    StoredCheckpoint,
+    WriteRecord,
+    text,
+)
+from async_saver.retention import EvictionReason, Retention
 from async_saver.serde import FastJsonPlusSerializer
 from async_saver.session import MultitaskStrategy, Session, in_session, sessions_of
 from async_saver.stores.base import OnConflict, Store
+from async_saver.stores.limits import Stand, standing
 from async_saver.stores.memory import MemoryStore
 
 __all__ = ["AsyncSaver"]
 
 _T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
 
 _Put: TypeAlias = "tuple[str, str, CheckpointRecord, Sequence[tuple[ChannelVersion, Blob]], OnConflict | None]"
 
@@ -63,15 +80,18 @@ class AsyncSaver(
     Args:
         serde: What serialises values; a `FastJsonPlusSerializer` if none is given.
         store: Where checkpoints are kept; a `MemoryStore` of its own if none is given.
+        retention: How much is kept, and for how long; without one, all of it for ever. It belongs to the store, and so
+            holds for all savers that use it.
         factory: What makes the three mappings of InMemorySaver, such as a function that returns `PersistentDict`s.
             What they hold is loaded, and the last exit fills and closes them. Only without `store`.
         on_conflict: What to do where a run would store a checkpoint that does not follow its conversation's latest
             one, as another run has stored one meanwhile: "raise" a `ConflictError` and store nothing, "warn" on the
-            logger `async_saver` and store it, or None, and nobody looks. Forks, time travel and updates are no
-            conflicts.
+            logger `async_saver.conflicts` and store it, or None, and nobody looks. Forks, time travel and updates are
+            no conflicts.
 
     Raises:
-        InvalidValueError: Both `store` and `factory` are given, or `on_conflict` is unknown.
+        InvalidValueError: Both `store` and `factory` are given, or `on_conflict` is unknown, or the store keeps to
+            another `Retention` already.
         DeserializationError: A checkpoint that a factory's mapping holds cannot be read with `serde`.
 
     Example:
@@ -97,6 +117,7 @@ class AsyncSaver(
         *,
         serde: SerializerProtocol | None = None,
         store: Store | None = None,
+        retention: Retention | None = None,
         factory: Callable[..., Any] = defaultdict,
         on_conflict: OnConflict | None = None,
     ) -> None:
@@ -104,7 +125,11 @@ class AsyncSaver(
         if on_conflict not in (None, "raise", "warn"):
             raise InvalidValueError(f'unknown on_conflict {shown(on_conflict)}; pass "raise", "warn" or None')
         self._on_conflict: OnConflict | None = on_conflict
+        if retention is not None and not isinstance(retention, Retention):
+            raise InvalidTypeError(f"retention is a Retention or None, not of type {type(retention).__name__}")
         self._shared = _Shared(store if store is not None else MemoryStore())
+        if retention is not None:
+            self._shared.store.retain(retention)
         if factory is not defaultdict:
             if store is not None:
                 raise InvalidValueError("pass either store= or factory=: what a factory makes is kept in memory")
@@ -112,13 +137,19 @@ class AsyncSaver(
 
     @classmethod
     def from_conn_string(
-        cls, conn_string: str, *, serde: SerializerProtocol | None = None, on_conflict: OnConflict | None = None
+        cls,
+        conn_string: str,
+        *,
+        serde: SerializerProtocol | None = None,
+        retention: Retention | None = None,
+        on_conflict: OnConflict | None = None,
     ) -> Self:
         """Return a saver for the store that a URL names. This release knows one: "memory://".
 
         Args:
             conn_string: The URL.
             serde: As for the class itself.
+            retention: Likewise.
             on_conflict: Likewise.
 
         Raises:
@@ -131,7 +162,8 @@ class AsyncSaver(
         if conn_string != "memory://":
             raise InvalidValueError(_why_not(conn_string))
         # A subclass may have a constructor of its own.
-        return cls(serde=serde) if on_conflict is None else cls(serde=serde, on_conflict=on_conflict)
+        given: dict[str, Any] = {"retention": retention, "on_conflict": on_conflict}
+        return cls(serde=serde, **{name: value for name, value in given.items() if value is not None})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a saver with a copy of what this one holds, independent of it and of its factory's mappings."""
@@ -251,7 +283,10 @@ class AsyncSaver(
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
         if is_due():
             await keep_pace()
+        self._shared.begin_to_read()
         stored = await self._shared.store.get(thread_id, checkpoint_ns or "", checkpoint_id)
+        if self._shared.tells():
+            await self._shared.tell()
         if stored is None:
             return None
         return await in_turns(Decoder(self.serde).checkpoint_tuple(stored, config if checkpoint_id else None))
@@ -344,11 +379,16 @@ class AsyncSaver(
         Raises:
             ConfigError: The config has no `thread_id`.
             SerializationError: A value cannot be serialised.
+            ThreadEvictedError: The conversation was evicted while the run was under way that stores this.
             SessionLostError: The session in which it is called is over; see `session`. So with all that writes.
             ConflictError: Another run has stored a checkpoint meanwhile, and the saver's `on_conflict` is "raise".
         """
         put = self._encoded(config, checkpoint, metadata, new_versions)
-        if await self._put(*put):
+        conflict = await self._put(*put)
+        if self._shared.tells():
+            await self._shared.tell()
+        if conflict:
+            self._shared.count_conflict()
             tell(put[0], put[4])
         return config_of(put[0], put[1], put[2].checkpoint_id)
 
@@ -407,6 +447,8 @@ class AsyncSaver(
             SerializationError: A value cannot be serialised.
         """
         await self._put_writes(*self._encoded_writes(config, writes, task_id, task_path))
+        if self._shared.tells():
+            await self._shared.tell()
 
     def _encoded_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
@@ -497,6 +539,27 @@ class AsyncSaver(
                 await self._shared.store.delete(threads, leases)
         await keep_pace()
 
+    # Limits and figures.
+
+    async def asweep(self) -> int:
+        """Let go now of what goes beyond the saver's `Retention`, as calls that write do; for savers that are idle.
+
+        Returns:
+            How many conversations went.
+        """
+        await keep_pace()
+        evicted = await self._shared.store.sweep()
+        await self._shared.tell()
+        return evicted
+
+    async def astats(self) -> Stats:
+        """Return figures: what is held, what went, and what was waited for. They cost the same however much is held."""
+        await keep_pace()
+        shared = self._shared
+        stats = await shared.store.stats()
+        sessions, waiting = shared.sessions.count()
+        return Stats(*stats, sessions, waiting, shared.locks.waits, shared.conflicts, bridge.calls)
+
     # Sessions.
 
     def session(
@@ -579,7 +642,10 @@ class AsyncSaver(
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Return a checkpoint with its values, metadata and pending writes; see `aget_tuple`."""
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
+        self._shared.begin_to_read()
         stored = bridge.call(self._shared.store.get, thread_id, checkpoint_ns or "", checkpoint_id)
+        if self._shared.tells():
+            self._shared.tell_from_sync_code()
         if stored is None:
             return None
         return at_once(Decoder(self.serde).checkpoint_tuple(stored, config if checkpoint_id else None))
@@ -625,7 +691,11 @@ class AsyncSaver(
     ) -> RunnableConfig:
         """Store a checkpoint; see `aput`."""
         put = self._encoded(config, checkpoint, metadata, new_versions)
-        if bridge.call(self._put, *put):
+        conflict = bridge.call(self._put, *put)
+        if self._shared.tells():
+            self._shared.tell_from_sync_code()
+        if conflict:
+            self._shared.count_conflict()
             tell(put[0], put[4])
         return config_of(put[0], put[1], put[2].checkpoint_id)
 
@@ -638,6 +708,8 @@ class AsyncSaver(
     ) -> None:
         """Store writes that a task made on the way to the next checkpoint; see `aput_writes`."""
         bridge.call(self._put_writes, *self._encoded_writes(config, writes, task_id, task_path))
+        if self._shared.tells():
+            self._shared.tell_from_sync_code()
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete everything of a conversation; see `adelete_thread`."""
@@ -646,6 +718,17 @@ class AsyncSaver(
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete what these runs made; see `adelete_for_runs`."""
         bridge.call(AsyncSaver.adelete_for_runs, self, run_ids)
+
+    def sweep(self) -> int:
+        """Let go now of what goes beyond the saver's `Retention`; see `asweep`."""
+        evicted = bridge.call(self._shared.store.sweep)
+        if self._shared.tells():
+            self._shared.tell_from_sync_code()
+        return evicted
+
+    def stats(self) -> Stats:
+        """Return figures; see `astats`."""
+        return bridge.call(AsyncSaver.astats, self)
 
     def is_busy(self, thread_id: str) -> bool:
         """Tell whether a session holds a conversation; see `ais_busy`."""
@@ -675,6 +758,7 @@ class _Shared:
         self.locks = ThreadLocks()
         self.sessions = sessions_of(store)
         self.stack = ExitStack()
+        self.conflicts = 0
         self._entered = 0
         self._files: Files | None = None
 
@@ -687,6 +771,41 @@ class _Shared:
     def _push(self, files: Files) -> None:
         self.stack.enter_context(files)
         files.on_stack = True
+
+    def begin_to_read(self) -> None:
+        """Have the store note where the caller stands from now on, if older checkpoints go."""
+        retention = self.store.retention
+        if retention is not None and retention.keep_last is not None:
+            standing.set(Stand())
+
+    def count_conflict(self) -> None:
+        """Count a checkpoint that was in conflict."""
+        with guard:
+            self.conflicts += 1
+
+    def tells(self) -> bool:
+        """Tell whether there is somebody to be told of what has gone."""
+        return self.store.retention is not None and self.store.retention.on_evict is not None
+
+    async def tell(self) -> None:
+        """Tell `Retention.on_evict` of what has gone."""
+        for thread_id, reason in self.store.evictions():
+            with _logged(thread_id, reason):
+                told = self._told(thread_id, reason)
+                if inspect.isawaitable(told):
+                    await told
+
+    def tell_from_sync_code(self) -> None:
+        """Do so from sync code."""
+        for thread_id, reason in self.store.evictions():
+            with _logged(thread_id, reason):
+                told = self._told(thread_id, reason)
+                if inspect.isawaitable(told):
+                    _in_worker_thread(told)
+
+    def _told(self, thread_id: str, reason: EvictionReason) -> Awaitable[None] | None:
+        on_evict = self.store.retention.on_evict if self.store.retention is not None else None
+        return None if on_evict is None else on_evict(thread_id, reason)
 
     def enter(self) -> None:
         """Count an entry; the mappings that the last exit closed are opened again."""
@@ -706,6 +825,34 @@ class _Shared:
             if self._files is not None:
                 self._files.on_stack = False
             return self.stack.pop_all()
+
+
+@contextmanager
+def _logged(thread_id: str, reason: EvictionReason) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        _log.exception("on_evict failed for thread_id %s, which had gone by %s", shown(thread_id), reason)
+
+
+def _in_worker_thread(told: Awaitable[None]) -> None:
+    """Await something on an event loop of its own; the caller may be on one that would have to go on meanwhile."""
+    raised: list[Exception] = []
+
+    async def wait() -> None:
+        await told
+
+    def run() -> None:
+        try:
+            anyio.run(wait)
+        except Exception as exc:
+            raised.append(exc)
+
+    worker = threading.Thread(target=copy_context().run, args=(run,), name="async_saver on_evict")
+    worker.start()
+    worker.join()
+    for exc in raised:
+        raise exc
 
 
 class _Tuples(AsyncIterator[CheckpointTuple]):

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from itertools import chain
 from types import TracebackType
 from typing import Literal, TypeAlias, get_args
-from weakref import WeakValueDictionary, finalize
+from weakref import WeakSet, WeakValueDictionary, finalize
 
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -55,6 +55,9 @@ class Sessions:
     """
 
     def __init__(self) -> None:
+        # Lines with a holder; no scan is needed to count them.
+        self._held: WeakSet[_Line] = WeakSet()
+        self._waiting: WeakSet[Session] = WeakSet()
         # As long as a session refers to its line: an idle conversation has none.
         self._lines: WeakValueDictionary[str, _Line] = WeakValueDictionary()
         self._kept: set[_Line] = set()  # those of which nothing is left but a lease that was not given back
@@ -63,8 +66,13 @@ class Sessions:
         """Return the line of a conversation, in the guard."""
         line = self._lines.get(thread_id)
         if line is None:
-            line = self._lines[thread_id] = _Line(self._kept)
+            line = self._lines[thread_id] = _Line(self._kept, self._held, self._waiting)
         return line
+
+    def count(self) -> tuple[int, int]:
+        """Return how many conversations sessions of this process hold, and how many sessions wait."""
+        with guard:
+            return len(self._held), len(self._waiting)
 
     def leases(self) -> tuple[Lease, ...]:
         """Return the leases of the sessions in which the caller runs, innermost first."""
@@ -108,12 +116,15 @@ class _Line:
         left: The lease of a former holder that did not give it back; the holder takes its own in place of it.
         pressing: Those who interrupt the holder and wait until it has left, in the order in which they came.
         waiting: Those who wait for their turn, behind all who press.
+        kept, held, queued: Of all lines, what `Sessions` keeps of them.
     """
 
-    __slots__ = ("__weakref__", "holder", "kept", "left", "pressing", "waiting")
+    __slots__ = ("__weakref__", "held", "holder", "kept", "left", "pressing", "queued", "waiting")
 
-    def __init__(self, kept: "set[_Line]") -> None:
+    def __init__(self, kept: "set[_Line]", held: "WeakSet[_Line]", queued: "WeakSet[Session]") -> None:
         self.kept: set[_Line] = kept
+        self.held: WeakSet[_Line] = held
+        self.queued: WeakSet[Session] = queued
         self.holder: Session | None = None
         self.left: Lease | None = None
         # Whoever stops waiting leaves from anywhere.
@@ -137,13 +148,21 @@ class _Line:
                 first = next(iter(queue))
                 if not first.is_gone():
                     self.holder = first  # before it leaves the queue: an interrupt in between loses nobody
-                del queue[first]
+                self.remove(first)
         if self.holder is not None:
             self.holder._since = time.time()
             self.holder.wake()
-        elif left is not None:
-            self.kept.add(self)
+        else:
+            self.held.discard(self)
+            if left is not None:
+                self.kept.add(self)
         self.wake_next()
+
+    def remove(self, session: "Session") -> None:
+        """Have a session wait no longer."""
+        self.pressing.pop(session, None)
+        self.waiting.pop(session, None)
+        self.queued.discard(session)
 
     def wake_next(self) -> None:
         """Let the one who presses next see that it does."""
@@ -343,6 +362,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
             else:
                 queue = line.waiting if self._strategy == "enqueue" else line.pressing
                 queue[self] = None
+                line.queued.add(self)
         if why is not None:
             raise self._busy_error(holder, why)
         return holder is None
@@ -361,7 +381,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
             if line.holder is not self and (line.holder is None or line.holder.is_gone()):
                 line.pass_on(line.unreturned())
             while (first := next(iter(line.pressing), None)) is not None and first is not self and first.is_gone():
-                del line.pressing[first]
+                line.remove(first)
             next_of_all = next(chain(line.pressing, line.waiting), None) is self
             if next_of_all and self in line.pressing:
                 self._press(line, now)
@@ -398,9 +418,9 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         if line.holder is not self:
             line.left = line.unreturned()
             line.holder = self
+        line.held.add(line)
         line.kept.discard(line)
-        line.pressing.pop(self, None)
-        line.waiting.pop(self, None)
+        line.remove(self)
         self._since = time.time()
 
     async def _acquire(self) -> None:
@@ -475,8 +495,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         with guard:
             line, self._line = self._line, None
             if line is not None:
-                line.pressing.pop(self, None)
-                line.waiting.pop(self, None)
+                line.remove(self)
                 if line.holder is self:
                     line.pass_on(line.left)
                 else:

@@ -36,6 +36,7 @@ def _every_await_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "_SLICE", -1.0)
     monkeypatch.setattr(pace._pace, "until", -math.inf)
     monkeypatch.setattr(memory, "_SLICE", -1.0)
+    monkeypatch.setattr(memory, "_LARGE", 0)
 
 
 # The stores: the memory store itself, and one that waits as a disk or a server makes it wait.

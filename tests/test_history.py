@@ -358,7 +358,7 @@ class World:
 
     def add(self, values: Mapping[ChannelVersion, Blob], cut: int = 0) -> None:
         """Add values, with an interrupt after so many steps, and the rest done once more at last."""
-        steps = self.namespace.added(values)
+        steps, _ = self.namespace.added(values)
         self.check()  # nothing has happened yet
         run(steps[:cut])
         run(steps)
@@ -434,7 +434,7 @@ class Machine(RuleBasedStateMachine):
             self.number += 1
             value = edited(value, edit._replace(seed=seed))
             new = {(channel, self.number): ("msgpack", value) if value else EMPTY}
-            run(world.history.added(new))
+            run(world.history.added(new)[0])
             world.values.update(new)
 
     @rule(which=_numbers, replaced=_replacements, cut=_cuts, more=st.none() | _edits)
@@ -510,7 +510,7 @@ def test_short_values_are_kept_as_they_are(size: int) -> None:
     """They begin no line, and nothing is made of them."""
     one = History()
     for number in range(9):
-        run(one.added({("a", number): ("msgpack", b"x" * size)}))
+        run(one.added({("a", number): ("msgpack", b"x" * size)})[0])
     assert not any(isinstance(kept, Shared) for kept in [*one._kept.values(), one.shared(("msgpack", b"x" * size))])
 
 
@@ -518,7 +518,7 @@ def test_a_history_is_emptied_in_slices() -> None:
     """And reads as an empty one then."""
     one = History()
     for number in range(200):
-        run(one.added({("a", number): ("msgpack", noise(1, LEAST) + noise(number, 9))}))
+        run(one.added({("a", number): ("msgpack", noise(1, LEAST) + noise(number, 9))})[0])
     assert sum(1 for _ in one.dismantle()) > 1
     assert [*one] == []
 
@@ -580,7 +580,7 @@ def grown(number: int, step: Callable[[bytes, int], bytes], value: bytes = b"") 
     for i in range(number):
         value = step(value, i)
         new = {("a", i): ("msgpack", value)}
-        run(world.history.added(new))
+        run(world.history.added(new)[0])
         world.values.update(new)
     return world
 
@@ -621,8 +621,8 @@ def test_a_version_is_added_by_few_compositions(monkeypatch: pytest.MonkeyPatch)
     world = grown(511, appended, noise(0, LEAST))
     for number in range(511, 515):
         counted.since()
-        run(world.history.added({("a", number): ("msgpack", noise(0, LEAST + 20 * number))}))
-        run(world.history.added({("a", number): world.values["a", 510]}))
+        run(world.history.added({("a", number): ("msgpack", noise(0, LEAST + 20 * number))})[0])
+        run(world.history.added({("a", number): world.values["a", 510]})[0])
         assert counted.since()[0] <= 48
 
 
@@ -641,7 +641,7 @@ def last_hundred(world: World) -> World:
     """What is left where, after each run, the one a hundred before it is deleted."""
     left = World()
     for version, value in world.values.items():
-        run(left.history.added({version: value}))
+        run(left.history.added({version: value})[0])
         left.values[version] = value
         if len(left.values) > 100:
             left = left.only([*left.values][1:])

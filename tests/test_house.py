@@ -14,9 +14,9 @@ _ROOT = Path(async_saver.__file__).parent
 # A module may import those of lower floors.
 _FLOORS = [
     {"errors", "records", "pace", "runners", "serde"},
-    {"guard", "locks", "stores.base", "stores.history"},
-    {"stores.bucket"},
-    {"bridge", "codec", "conflicts", "stores.leases", "testing"},
+    {"guard", "retention", "stores.history"},
+    {"locks", "stores.base", "stores.bucket"},
+    {"bridge", "codec", "conflicts", "stores.leases", "stores.limits", "testing"},
     {"session", "stores.memory"},
     {"compat"},
     {"saver"},

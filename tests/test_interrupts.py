@@ -242,6 +242,7 @@ def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "_SLICE", -1.0)
     monkeypatch.setattr(pace._pace, "until", -1.0)
     monkeypatch.setattr(memory, "_SLICE", -1.0)
+    monkeypatch.setattr(memory, "_LARGE", 0)
 
 
 @pytest.mark.usefixtures("_busy")

@@ -197,6 +197,7 @@ def test_what_is_undone_is_as_if_it_had_never_been(
     """Whatever the session did, and others beside it; and what is done afterwards has the same effect."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "_SLICE", -1.0 if slices else 1e9)
+        patch.setattr(memory, "_LARGE", 0)
         anyio.run(_tell, history, sessions, then)
 
 

@@ -126,6 +126,7 @@ async def test_buckets_pickle() -> None:
     twin = MemoryStore()
     twin._buckets["t"] = bucket
     twin._runs.update(store._runs)
+    twin._totals = store._totals
     twin.check()
     other = AsyncSaver(store=twin)
     assert await all_of(other.alist(None)) == await all_of(saver.alist(None))

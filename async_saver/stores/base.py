@@ -4,10 +4,10 @@ Provisional: it may change in any release before 1.0.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Literal, TypeAlias
 
-from async_saver.errors import SessionError
+from async_saver.errors import InvalidValueError, SessionError
 from async_saver.records import (
     Blob,
     ChannelVersion,
@@ -16,8 +16,10 @@ from async_saver.records import (
     Lease,
     Listing,
     StoredCheckpoint,
+    StoreStats,
     WriteRecord,
 )
+from async_saver.retention import EvictionReason, Retention
 
 __all__ = ["OnConflict", "Store"]
 
@@ -202,3 +204,31 @@ class Store(ABC):
     async def lease(self, thread_id: str) -> Lease | None:
         """Return the lease of a conversation that is held now."""
         return None
+
+    # Limits. A store may do without them, too.
+
+    retention: Retention | None = None
+    """What it keeps to."""
+
+    def retain(self, retention: Retention) -> None:
+        """Keep to limits from now on.
+
+        Raises:
+            InvalidValueError: The store has no limits, or others already.
+        """
+        raise InvalidValueError(f"a {type(self).__name__} has no limits; leave retention out, and prune it yourself")
+
+    async def sweep(self) -> int:
+        """Let go now of all that goes beyond the limits; return how many conversations went."""
+        return 0
+
+    def evictions(self) -> Iterator[tuple[str, EvictionReason]]:
+        """Iterate over the conversations that went by the limits and were not iterated over yet.
+
+        Noted for as long as the `Retention` has an `on_evict`, and by any number of iterators each is told once.
+        """
+        return iter(())
+
+    async def stats(self) -> StoreStats:
+        """Return figures; they must cost the same however much is stored."""
+        return StoreStats(await self.count())

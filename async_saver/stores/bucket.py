@@ -5,14 +5,16 @@ can be done a slice at a time (`Slices`). Between two slices the conversation mu
 """
 
 from bisect import insort
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from heapq import merge
 from operator import setitem
-from typing import NamedTuple, TypeVar
+from sys import getsizeof
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from langgraph.checkpoint.base import writes_sort_key
 
-from async_saver.pace import Slices
+from async_saver.pace import Slices, at_once
 from async_saver.records import (
     EMPTY,
     Blob,
@@ -23,12 +25,29 @@ from async_saver.records import (
     StoredHistory,
     WriteRecord,
 )
-from async_saver.stores.history import History, Kept, Shared, Step
+from async_saver.stores.history import History, Kept, Shared, Size, Step
 
-__all__ = ["Bucket", "Former", "Namespace", "Write", "WriteKey", "with_inserted"]
+__all__ = [
+    "NAMESPACE_SIZE",
+    "PLACE_SIZE",
+    "RUN_SIZE",
+    "WRITES_SIZE",
+    "Bucket",
+    "Figures",
+    "Former",
+    "Namespace",
+    "Write",
+    "WriteKey",
+    "record_size",
+    "with_inserted",
+    "write_size",
+]
 
 WriteKey = tuple[str, int]
 """A write's `(task_id, idx)`."""
+
+Figures: TypeAlias = tuple[int, int, int, int]
+"""How many checkpoints are in sight, how many writes there are, how many bytes it all takes, and how many are saved."""
 
 _Ordered = TypeVar("_Ordered", str, tuple[str, str])
 
@@ -43,6 +62,34 @@ class Write(NamedTuple):
     value: Kept
     task_path: str
     run_id: str | None
+
+
+# What is held beside the bytes of ids and values, as Python's own sizes have it; a place in a dict is 40 in the mean.
+_PLACE = 40
+_ID = getsizeof("") + 36
+_PAIR = getsizeof(("", ""))
+_RECORD = 5 * _PAIR + 2 * getsizeof(b"") + 2 * _ID + 3 * _PLACE
+_RECORD_VERSION = _PAIR + 8
+_WRITE = 3 * _PAIR + getsizeof(b"") + _PLACE
+WRITES_SIZE: int = getsizeof({"": None}) + _ID + _PLACE
+"""What the writes of a checkpoint take beside the writes themselves."""
+RUN_SIZE: int = 2 * (getsizeof({"r"}) + _PLACE) + _ID
+"""What a run that stored something takes."""
+PLACE_SIZE: int = _PAIR + _PLACE
+"""What each checkpoint takes at which it did."""
+NAMESPACE_SIZE: int = 4 * getsizeof({"": None}) + 3 * _PAIR + getsizeof([""])
+"""What a namespace takes that has nothing in it."""
+_BUCKET = 4 * getsizeof({"": None}) + getsizeof([""])
+
+
+def record_size(record: CheckpointRecord) -> int:
+    """Return how many bytes a checkpoint takes, without its values."""
+    return _RECORD + len(record.checkpoint[1]) + len(record.metadata[1]) + _RECORD_VERSION * len(record.versions)
+
+
+def write_size(write: Write) -> int:
+    """Return how many bytes a write takes."""
+    return _WRITE + len(write.value[-1])
 
 
 class Former:
@@ -74,9 +121,10 @@ class Namespace:
         history: The values of the channels' versions.
         writes: Pending writes by checkpoint id, also of checkpoints that are not stored (yet).
         delta_channels: The channels that any checkpoint here showed to be a `DeltaChannel`.
+        settled: How many checkpoints the last pruning left.
     """
 
-    __slots__ = ("checkpoints", "delta_channels", "history", "ids", "writes")
+    __slots__ = ("_users", "checkpoints", "delta_channels", "history", "ids", "settled", "writes")
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -84,6 +132,37 @@ class Namespace:
         self.history: History = History()
         self.writes: dict[str, dict[WriteKey, Write]] = {}
         self.delta_channels: frozenset[str] = frozenset()
+        self.settled: int = 0
+        self._users: dict[ChannelVersion, str] | None = None
+
+    def users(self) -> Mapping[ChannelVersion, str]:
+        """Return the greatest id of those that use each version, or a greater one."""
+        if self._users is None:
+            users: dict[ChannelVersion, str] = {}
+            for checkpoint_id, record in self.checkpoints.items():
+                for version in record.versions:
+                    if users.get(version, "") <= checkpoint_id:
+                        users[version] = checkpoint_id
+            self._users = users
+        return self._users
+
+    def note_users(self, record: CheckpointRecord) -> None:
+        """Note, before a checkpoint is put here, what it will use."""
+        if self._users is not None:
+            if self.ids and record.checkpoint_id < self.ids[-1]:
+                self._users = None
+            else:
+                self._users.update(dict.fromkeys(record.versions, record.checkpoint_id))
+
+    def drop(self, checkpoint_ids: Iterable[str], ids: list[str], versions: Iterable[ChannelVersion]) -> None:
+        """Take away checkpoints with their writes, as a step; `ids` are those in sight that stay."""
+        for checkpoint_id in checkpoint_ids:
+            self.checkpoints.pop(checkpoint_id, None)
+            self.writes.pop(checkpoint_id, None)
+        self.ids = ids
+        if self._users is not None:
+            for version in versions:
+                self._users.pop(version, None)
 
     def visible(self, checkpoint_id: str | None) -> CheckpointRecord | None:
         """Return the checkpoint of this id, or with None the latest, if it is in sight."""
@@ -107,17 +186,29 @@ class Namespace:
         blob = self.history.value(version)
         return None if blob is None or blob[0] == EMPTY[0] else blob
 
-    def added(self, values: Mapping[ChannelVersion, Blob]) -> list[Step]:
-        """Return the steps that add values of channel versions, or replace them."""
-        steps = self.history.added(values)
+    def added(self, values: Mapping[ChannelVersion, Blob]) -> tuple[list[Step], Size]:
+        """Return the steps that add values of channel versions, or replace them, and what they take more then."""
         replaced = self.history.replaced(values)
-        if replaced:
-            # What is made of the former values must not change.
-            for writes in self.writes.values():
-                for key, write in writes.items():
-                    if isinstance(write.value, Shared) and write.value.base in replaced:
-                        steps.append((setitem, (writes, key, write._replace(value=self.history.whole(write.value)))))
-        return steps
+        steps, grown = self.history.added(values)
+        return (steps, grown) if not replaced else self._made_whole(replaced, steps, grown)
+
+    def without(self, values: Collection[ChannelVersion]) -> tuple[list[Step], Size]:
+        """Return the steps that take values away, and what they take more (that is, less) then."""
+        bases = self.history.bases(values)
+        steps, grown = self.history.without(values)
+        return (steps, grown) if not bases else self._made_whole(bases, steps, grown)
+
+    def _made_whole(self, bases: Collection[ChannelVersion], steps: list[Step], grown: Size) -> tuple[list[Step], Size]:
+        """Add the steps by which no write is made of some values any more."""
+        held, saved = grown
+        for writes in self.writes.values():
+            for key, write in writes.items():
+                if isinstance(write.value, Shared) and write.value.base in bases:
+                    whole = self.history.whole(write.value)
+                    steps.append((setitem, (writes, key, write._replace(value=whole))))
+                    more = len(whole[1]) - len(write.value.parts)
+                    held, saved = held + more, saved - more
+        return steps, (held, saved)
 
     def note_checkpoint(self, checkpoint_id: str, versions: Iterable[ChannelVersion], former: Former) -> None:
         """Note what is in the places where a checkpoint and values are to be put."""
@@ -165,7 +256,7 @@ class Namespace:
         yield from kept._adopt_writes(self)
         for version, value in replaced.items():
             yield
-            for step, arguments in kept.added({version: value}):
+            for step, arguments in kept.added({version: value})[0]:
                 step(*arguments)
         return kept
 
@@ -249,9 +340,16 @@ class Namespace:
             or all((parent_id, channel) in marks for channel in self._rebuilt(record))
         )
 
-    def latest_only(self) -> Slices["Namespace"]:
-        """Return a namespace with what `Store.keep_latest` keeps of this one."""
-        latest = self.ids[-1:]
+    def latest_only(self, number: int = 1, stays: Callable[[str], bool] | None = None) -> Slices["Namespace"]:
+        """Return a namespace with what `Store.keep_latest` keeps of this one; or what a `Retention` does.
+
+        Args:
+            number: How many checkpoints to keep.
+            stays: Tells which others stay.
+        """
+        latest = {*self.ids[-number:]}
+        if stays is not None:
+            latest.update(filter(stays, self.ids[:-number]))
         marks = yield from self._marks(latest)
         needed = {mark[0] for mark in marks}
         stay = []
@@ -264,9 +362,10 @@ class Namespace:
         kept = yield from self._keeping(stay, marks)
         for checkpoint_id, writes in self.writes.items():
             yield
-            if checkpoint_id not in self.checkpoints and [checkpoint_id] > latest:
+            if checkpoint_id not in self.checkpoints and [checkpoint_id] > self.ids[-1:]:
                 kept.writes[checkpoint_id] = writes.copy()
         yield from kept._adopt_writes(self)
+        kept.settled = len(kept.checkpoints)
         return kept
 
     def without_runs(self, run_ids: Collection[str]) -> Slices["Namespace"]:
@@ -334,6 +433,23 @@ class Namespace:
                     for key, write in writes.items()
                 }
 
+    def figures(self) -> Slices[tuple[int, int, int]]:
+        """Count how many writes there are, how many bytes all takes, and how many are saved."""
+        number, (held, saved) = 0, self.history.figures
+        held += NAMESPACE_SIZE
+        for record in self.checkpoints.values():
+            yield
+            held += record_size(record)
+        for writes in self.writes.values():
+            yield
+            number += len(writes)
+            held += WRITES_SIZE
+            for write in writes.values():
+                held += write_size(write)
+                if isinstance(write.value, Shared):
+                    saved += self.history.length(write.value) - len(write.value.parts)
+        return number, held, saved
+
     def copy(self) -> Slices["Namespace"]:
         """Return an independent copy; records and bytes are shared."""
         twin = Namespace()
@@ -368,15 +484,17 @@ class Bucket:
         order: `(checkpoint_id, checkpoint_ns)` of all that is in sight, ascending; changed as `Namespace.ids` is.
         runs: For each run, the `(checkpoint_id, checkpoint_ns)` at which it stored a checkpoint or a write.
         changes: How often it was written to: another number means other contents.
+        figures: What it holds.
     """
 
-    __slots__ = ("changes", "namespaces", "order", "runs")
+    __slots__ = ("changes", "figures", "namespaces", "order", "runs")
 
     def __init__(self) -> None:
         self.namespaces: dict[str, Namespace] = {}
         self.order: list[tuple[str, str]] = []
         self.runs: dict[str, set[tuple[str, str]]] = {}
         self.changes: int = 0
+        self.figures: Figures = (0, 0, _BUCKET, 0)
 
     @classmethod
     def of(cls, namespaces: dict[str, Namespace]) -> Slices["Bucket"]:
@@ -393,7 +511,17 @@ class Bucket:
                 yield
                 for write in writes.values():
                     bucket._index(write.run_id, (checkpoint_id, ns))
+        bucket.figures = yield from bucket.counted()
         return bucket
+
+    def counted(self) -> Slices[Figures]:
+        """Count what it holds."""
+        number, saved = 0, 0
+        held = _BUCKET + sum(RUN_SIZE + PLACE_SIZE * len(places) for places in self.runs.values())
+        for namespace in self.namespaces.values():
+            more = yield from namespace.figures()
+            number, held, saved = number + more[0], held + more[1], saved + more[2]
+        return len(self.order), number, held, saved
 
     def _index(self, run_id: str | None, place: tuple[str, str]) -> None:
         if run_id is not None:
@@ -406,11 +534,19 @@ class Bucket:
             twins[ns] = yield from namespace.copy()
         return (yield from Bucket.of(twins))
 
-    def latest_only(self) -> Slices["Bucket | None"]:
-        """Return what `Store.keep_latest` keeps of this conversation; None for nothing."""
+    def latest_only(self, number: int = 1, stays: Callable[[str, str], bool] | None = None) -> Slices["Bucket | None"]:
+        """Return what `Store.keep_latest` keeps of this conversation; None for nothing.
+
+        Args:
+            number: How many checkpoints to keep in each namespace; in a smaller one, everything.
+            stays: Tells by `checkpoint_ns` and `checkpoint_id` which others stay.
+        """
         kept = {}
         for ns, namespace in self.namespaces.items():
-            kept[ns] = yield from namespace.latest_only()
+            if stays is not None and len(namespace.ids) <= number:
+                kept[ns] = namespace
+            else:
+                kept[ns] = yield from namespace.latest_only(number, stays and partial(stays, ns))
         return (yield from _unless_empty(kept))
 
     def without_runs(self, run_ids: Collection[str]) -> Slices["Bucket | None"]:
@@ -454,6 +590,9 @@ class Bucket:
         order = sorted(place for ns, namespace in self.namespaces.items() for place in _places(ns, namespace))
         if self.order != order:
             yield f"the order is {self.order}, and follows as {order}"
+        figures = at_once(self.counted())
+        if self.figures != figures:
+            yield f"the figures are {self.figures}, and follow as {figures}"
         # A run that only overwritten records named may still be there: it is looked for in vain, no more.
         if any(not places[run_id] <= self.runs.get(run_id, set()) for run_id in places):
             yield f"the runs are {self.runs}, and follow as {places}"

@@ -11,9 +11,11 @@ from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import reduce
 from itertools import accumulate, chain
+from operator import itemgetter
+from sys import getsizeof
 from typing import Any, NamedTuple, TypeAlias
 
-from async_saver.pace import Slices
+from async_saver.pace import Slices, at_once
 from async_saver.records import Blob, ChannelVersion
 
 __all__ = ["History", "Shared", "Step"]
@@ -32,6 +34,14 @@ _STEPS = (4, 64, 512, 4096)  # how far after the place where they part
 _NEAR = 8192  # how far from it they are looked for first, as that takes less time
 _MOST_PARTS = 16
 _MOST_TRIES = 2
+
+_VERSION_SIZE = (
+    2 * getsizeof(("", ""))  # it, and its value
+    + getsizeof("0" * 32 + "." + "0" * 19)
+    + getsizeof(b"")
+    + 40  # its place in a dict
+)
+"""What a version takes beside its value's bytes."""
 
 _Part = tuple[bytes, int, int]
 """New bytes, and then a copy: where in the source it begins, and how many bytes."""
@@ -54,6 +64,10 @@ class Shared(NamedTuple):
 Kept: TypeAlias = Blob | Shared
 
 
+Size: TypeAlias = tuple[int, int]
+"""What some values take, in bytes, and how much less than if each were whole."""
+
+
 class History:
     """The values of channel versions, each whole or shared.
 
@@ -62,13 +76,17 @@ class History:
     that state, is made of that and in no line itself. So each way from one to the next ends at something whole.
 
     A change is prepared as steps, and has happened when they are done.
+
+    Attributes:
+        figures: What it takes, and how many bytes less than if every value were whole.
     """
 
-    __slots__ = ("_kept", "_lines")
+    __slots__ = ("_kept", "_lines", "figures")
 
     def __init__(self) -> None:
         self._kept: dict[ChannelVersion, Kept] = {}
-        self._lines: dict[str, list[ChannelVersion]] = {}
+        self._lines: dict[str, _Line] = {}
+        self.figures: Size = (0, 0)
 
     def __iter__(self) -> Iterator[ChannelVersion]:
         """Iterate over the versions that have a value."""
@@ -88,21 +106,26 @@ class History:
         """Return a value that may be shared."""
         return _whole(kept, self._kept)
 
+    def length(self, kept: Kept) -> int:
+        """Return how many bytes a value has."""
+        return _length_of(kept)
+
     def shared(self, value: Blob) -> Kept:
         """Return a value as it is to be kept beside those of the channels, for instance in a write."""
         return _shared(value, self._heads()) if _is_long(value, _LEAST_BESIDE) else value
 
     def _heads(self) -> dict[ChannelVersion, Blob]:
         """Return what is last in each line, the longest line first."""
-        lines = sorted(self._lines.values(), key=len, reverse=True) if len(self._lines) > 1 else self._lines.values()
+        lines = [line.versions for line in self._lines.values()]
+        lines.sort(key=len, reverse=True)
         return {line[-1]: self.whole(self._kept[line[-1]]) for line in lines}
 
     def replaced(self, values: Mapping[ChannelVersion, Blob]) -> Collection[ChannelVersion]:
         """Return which versions have another value already."""
         return [version for version in values if version in self._kept and self.value(version) != values[version]]
 
-    def added(self, values: Mapping[ChannelVersion, Blob]) -> list[Step]:
-        """Return the steps that add values, or replace them."""
+    def added(self, values: Mapping[ChannelVersion, Blob]) -> tuple[list[Step], Size]:
+        """Return the steps that add values, or replace them, and what they add to the figures."""
         new: dict[ChannelVersion, Kept] = {}
         long: list[ChannelVersion] = []
         for version, value in values.items():
@@ -113,17 +136,39 @@ class History:
                 long.append(version)
             else:
                 new[version] = value
-        steps: list[Step] = [(self._kept.update, (new,))]
+        steps: list[Step] = []
         if long:
             kept = ChainMap(new, self._kept)  # as it will be
             heads = {version: self.whole(new.get(version, head)) for version, head in self._heads().items()}
-            lines: dict[str, _Line] = {}
+            lines: dict[str, _Growing] = {}
             # Those with a line first: what is like one of them is then made of its newest.
             for version in sorted(long, key=lambda version: version[0] not in self._lines):
-                line = lines.setdefault(version[0], _Line(self._lines.get(version[0], []), []))
+                line = lines.setdefault(version[0], _Growing(self._lines.get(version[0], _NO_LINE), []))
                 _add(version, values[version], line, kept, heads)
-            steps += [(self._extend, (channel, len(old), coming)) for channel, (old, coming) in lines.items() if coming]
-        return steps
+            steps = [(self._extend, (one, len(old.versions), coming)) for one, (old, coming) in lines.items() if coming]
+        grown = self._growth(new, values)
+        steps.append((self._update, (new, _sum(self.figures, grown))))
+        return steps, grown
+
+    def _growth(self, new: Mapping[ChannelVersion, Kept], values: Mapping[ChannelVersion, Blob]) -> Size:
+        """Return what the figures grow by: `new` is put in place, and by that `values` are added."""
+        size = saved = 0
+        for version, kept in new.items():
+            size += _VERSION_SIZE + len(kept[-1])
+            saved -= len(kept[-1])
+            former = self._kept.get(version)
+            if former is not None:
+                size -= _VERSION_SIZE + len(former[-1])
+                saved += len(former[-1])
+            if version in values:
+                saved += len(values[version][1])
+                if former is not None:
+                    saved -= _length_of(former)
+        return size, saved
+
+    def _update(self, new: Mapping[ChannelVersion, Kept], figures: Size) -> None:
+        self._kept.update(new)
+        self.figures = figures
 
     def _replace(self, version: ChannelVersion, value: Blob, new: dict[ChannelVersion, Kept]) -> None:
         for other, kept in self._kept.items():
@@ -132,40 +177,100 @@ class History:
         new[version] = value
 
     def _extend(self, channel: str, length: int, coming: list[ChannelVersion]) -> None:
-        self._lines.setdefault(channel, [])[length:] = coming
+        line = self._lines.get(channel)
+        if line is None:
+            line = self._lines[channel] = _Line(0, [])
+        line.versions[length:] = coming
+
+    def without(self, versions: Collection[ChannelVersion]) -> tuple[list[Step], Size]:
+        """Return the steps that take values away, and what they add to the figures.
+
+        What is kept elsewhere must not be made of one of them, as `bases` tells.
+        """
+        gone = [version for version in versions if version in self._kept]
+        new: dict[ChannelVersion, Kept] = {}
+        lines: dict[str, _Line] = {}
+        for version in gone:
+            line = lines.get(version[0]) or self._lines.get(version[0], _NO_LINE)
+            if version in line.versions:
+                lines[version[0]] = line.without(version)
+        if lines:
+            for version, kept in self._kept.items():
+                if isinstance(kept, Shared) and kept.base in gone and version not in gone:
+                    new[version] = self.whole(kept)
+            for line in lines.values():
+                if line.versions:
+                    new[line.versions[-1]] = self.whole(self._kept[line.versions[-1]])
+        grown = self._growth(new, {})
+        for version in gone:
+            kept = self._kept[version]
+            grown = _sum(grown, (-_VERSION_SIZE - len(kept[-1]), len(kept[-1]) - _length_of(kept)))
+        return [(self._remove, (gone, lines, new, _sum(self.figures, grown)))], grown
+
+    def _remove(
+        self,
+        gone: Sequence[ChannelVersion],
+        lines: "Mapping[str, _Line]",
+        new: Mapping[ChannelVersion, Kept],
+        figures: Size,
+    ) -> None:
+        for version in gone:
+            self._kept.pop(version, None)
+        for channel, line in lines.items():
+            if line.versions:
+                self._lines[channel] = line
+            else:
+                self._lines.pop(channel, None)
+        self._update(new, figures)
+
+    def bases(self, versions: Collection[ChannelVersion]) -> Collection[ChannelVersion]:
+        """Return those of some versions that others may be made of."""
+        return [one for one in versions if one[0] in self._lines and one in self._lines[one[0]].versions]
 
     def copy(self) -> "History":
         """Return an independent copy; bytes are shared."""
         twin = History()
         twin._kept = self._kept.copy()
-        twin._lines = {channel: line.copy() for channel, line in self._lines.items()}
+        twin._lines = {channel: _Line(line.first, line.versions.copy()) for channel, line in self._lines.items()}
+        twin.figures = self.figures
         return twin
 
     def only(self, versions: Collection[ChannelVersion]) -> Slices["History"]:
         """Return a history of these versions, as far as they have values."""
         result = History()
         for channel, line in self._lines.items():
-            left = [version for version in line if version in versions]
-            if left:
+            left = _Line(line.first, [version for version in line.versions if version in versions])
+            before = len(line.versions) - len(left.versions)
+            # Where only the oldest go, those that stay keep their numbers, and what each is made of.
+            left = left._replace(first=line.first + before if left.versions == line.versions[before:] else 0)
+            if left.versions:
                 result._lines[channel] = left
-            for place in range(len(left) - 1, -1, -1):
+            for place in range(len(left.versions) - 1, -1, -1):
                 yield
-                result._kept[left[place]] = self._moved(left, place, result._kept)
+                result._kept[left.versions[place]] = self._moved(left, place, result._kept)
         for version in versions:
             if version in self._kept and version not in result._kept:
                 yield
                 result._kept[version] = result.adopted(self._kept[version], self)
+        yield from result._count()
         return result
 
-    def _moved(self, line: Sequence[ChannelVersion], place: int, into: Mapping[ChannelVersion, Kept]) -> Kept:
+    def _count(self) -> Slices[None]:
+        """Find the figures out anew."""
+        for kept in self._kept.values():
+            yield
+            self.figures = _sum(self.figures, (_VERSION_SIZE + len(kept[-1]), _length_of(kept) - len(kept[-1])))
+
+    def _moved(self, line: "_Line", place: int, into: Mapping[ChannelVersion, Kept]) -> Kept:
         """Return how to keep a version in a line of some of those in its line here; `into` has what is newer in it."""
-        kept = self._kept[line[place]]
-        if place == len(line) - 1:
+        versions = line.versions
+        kept = self._kept[versions[place]]
+        if place == len(versions) - 1:
             return self.whole(kept)
-        far = line[_further(place, len(line))]
+        far = versions[_further(line.first + place, line.first + len(versions)) - line.first]
         if not isinstance(kept, Shared) or kept.base == far:
             return kept
-        following = line[place + 1]
+        following = versions[place + 1]
         if kept.base != following:
             value = self.whole(kept)
             parts = difference(value[1], _whole(into[following], into)[1])
@@ -189,11 +294,16 @@ class History:
 
     def faults(self, beside: Iterable[Kept]) -> Iterator[str]:
         """Say what here, or in what is kept beside it, cannot be read, or leads further than it should."""
-        for channel, line in self._lines.items():
+        for channel, (_, line) in self._lines.items():
             if not line or any(version[0] != channel or version not in self._kept for version in line):
                 yield f"the line of channel {channel!r} is {line}"
             elif isinstance(self._kept[line[-1]], Shared):
                 yield f"the newest of channel {channel!r} is not whole"
+        twin = self.copy()
+        twin.figures = (0, 0)
+        at_once(twin._count())
+        if self.figures != twin.figures:
+            yield f"the figures of the values are {self.figures}, and follow as {twin.figures}"
         for kept in chain(self._kept.values(), beside):
             seen: list[object] = []
             while isinstance(kept, Shared) and kept.base not in seen:
@@ -204,18 +314,39 @@ class History:
 
 
 class _Line(NamedTuple):
-    """The versions of one channel's line, and those that come behind them."""
+    """The versions of one channel in the order in which they came; `first` is the number of the first of them."""
 
-    old: Sequence[ChannelVersion]
+    first: int
+    versions: list[ChannelVersion]
+
+    def without(self, version: ChannelVersion) -> "_Line":
+        """Return a line without one of them."""
+        place = self.versions.index(version)
+        return _Line(self.first + (place == 0), self.versions[:place] + self.versions[place + 1 :])
+
+
+_NO_LINE = _Line(0, [])
+
+
+class _Growing(NamedTuple):
+    """A line, and the versions that come behind it."""
+
+    old: _Line
     coming: list[ChannelVersion]
 
-    def length(self) -> int:
-        """Return how many they are."""
-        return len(self.old) + len(self.coming)
+    def end(self) -> int:
+        """Return the number after the last."""
+        return self.old.first + len(self.old.versions) + len(self.coming)
 
-    def at(self, place: int) -> ChannelVersion:
-        """Return the one at a place."""
-        return self.old[place] if place < len(self.old) else self.coming[place - len(self.old)]
+    def at(self, number: int) -> ChannelVersion:
+        """Return the one of a number."""
+        place = number - self.old.first
+        old = self.old.versions
+        return old[place] if place < len(old) else self.coming[place - len(old)]
+
+
+def _sum(one: Size, other: Size) -> Size:
+    return one[0] + other[0], one[1] + other[1]
 
 
 def _is_long(value: Blob, least: int) -> bool:
@@ -225,7 +356,7 @@ def _is_long(value: Blob, least: int) -> bool:
 def _add(
     version: ChannelVersion,
     value: Blob,
-    line: _Line,
+    line: _Growing,
     kept: MutableMapping[ChannelVersion, Kept],
     heads: dict[ChannelVersion, Blob],
 ) -> None:
@@ -238,8 +369,8 @@ def _add(
         kept: What is kept.
         heads: What is last in each line.
     """
-    length = line.length()
-    former = line.at(length - 1) if length else None
+    number = line.end()
+    former = line.at(number - 1) if number > line.old.first else None
     parts = difference(heads[former][1], value[1]) if former is not None else None
     kept[version] = _shared(value, heads) if parts is None else value
     if isinstance(kept[version], Shared):
@@ -251,23 +382,23 @@ def _add(
     if parts is not None:
         kept[former] = Shared(heads[former][0], version, parts)
         stride = _STRIDE
-        while length % stride == 0:
-            far = line.at(length - stride)
+        while number % stride == 0 and number - stride >= line.old.first:
+            far = line.at(number - stride)
             kept[far] = _led(kept[far], version, kept)
             stride *= _STRIDE
     del heads[former]
 
 
-def _further(place: int, length: int) -> int:
-    """Return which one in a line of this length the one at `place` is made of, so that no way to the last is long.
+def _further(number: int, end: int) -> int:
+    """Return of which one in a line that ends before `end` one is made of, so that no way to the last is long.
 
     It is the next; for every eighth the one that is eight further, for every 64th the one that is 64 further, and so
     on, as far as there is one. So each way is of at most 16 steps for every factor of eight in the length.
     """
     stride = 1
-    while place % (stride * _STRIDE) == 0 and place + stride * _STRIDE < length:
+    while number % (stride * _STRIDE) == 0 and number + stride * _STRIDE < end:
         stride *= _STRIDE
-    return place + stride
+    return number + stride
 
 
 def _led(kept: Kept, to: ChannelVersion, others: Mapping[ChannelVersion, Kept]) -> Kept:
@@ -344,12 +475,8 @@ def _next_match(target: bytes, at: int, source: bytes, beside: int) -> _Match | 
             for match in _matches(target, at, source, beside, step, far):
                 if match[2] >= _CERTAIN:
                     return match
-                best = max(best, match, key=_length_of)
+                best = max(best, match, key=itemgetter(2))
     return best if best[2] >= _FIND else None
-
-
-def _length_of(match: _Match) -> int:
-    return match[2]
 
 
 def _matches(target: bytes, at: int, source: bytes, beside: int, step: int, far: int) -> Iterator[_Match]:
@@ -449,6 +576,11 @@ def _cut(parts: Sequence[_Part], ends: Sequence[int], begin: int, end: int) -> I
             yield None, where + first - copied, last - first
         begin = ends[place]
         place += 1
+
+
+def _length_of(kept: Kept) -> int:
+    """Return how many bytes a value has."""
+    return _length(kept.parts) if isinstance(kept, Shared) else len(kept[1])
 
 
 def _length(parts: bytes) -> int:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from anyio.lowlevel import checkpoint as yield_to_loop
 from typing_extensions import Self
 
-from async_saver.errors import ThreadExistsError, shown
+from async_saver.errors import InvalidValueError, ThreadEvictedError, ThreadExistsError, shown
 from async_saver.guard import guard, refuse_inside
 from async_saver.pace import Slices, at_once, keep_pace
 from async_saver.records import (
@@ -26,12 +26,28 @@ from async_saver.records import (
     Listing,
     StoredCheckpoint,
     StoredHistory,
+    StoreStats,
     WriteRecord,
 )
+from async_saver.retention import EvictionReason, Retention
 from async_saver.stores.base import OnConflict, Store
-from async_saver.stores.bucket import Bucket, Namespace, Write, WriteKey, with_inserted
-from async_saver.stores.history import Step
+from async_saver.stores.bucket import (
+    NAMESPACE_SIZE,
+    PLACE_SIZE,
+    RUN_SIZE,
+    WRITES_SIZE,
+    Bucket,
+    Figures,
+    Namespace,
+    Write,
+    WriteKey,
+    record_size,
+    with_inserted,
+    write_size,
+)
+from async_saver.stores.history import Shared, Step
 from async_saver.stores.leases import HeldLease, Leases, lease_of, lost_error
+from async_saver.stores.limits import Limits, Work
 
 __all__ = ["MemoryStore"]
 
@@ -46,6 +62,9 @@ _Formers = list[tuple[Bucket, Sequence[Bucket]]]
 _MERGED_AT_ONCE = 256
 
 _SLICE = 0.001  # seconds in the guard at a time, for work on whole conversations
+_LOOKS = 16  # so many conversations are looked at, at a time, for one that may go
+_LARGE = 64 * 1024  # bytes; what is less is freed at once
+
 _TRIES = 3  # so often such work begins again because the conversation has changed; then it is done at once
 
 
@@ -62,6 +81,8 @@ class MemoryStore(Store):
         self._runs: dict[str, set[str]] = {}  # by run_id: the thread_ids that it stored something in
         self._journal: _Steps | None = None
         self._leases = Leases()
+        self._totals: Figures = (0, 0, 0, 0)  # of all buckets, with their thread_ids
+        self._limits: Limits | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = copy.copy(self)
@@ -69,6 +90,8 @@ class MemoryStore(Store):
         with guard:
             self._settle()
             twin._replace(self._twins())
+        if self.retention is not None:
+            twin.retain(self.retention)
         return twin
 
     def _twins(self) -> Mapping[str, Bucket]:
@@ -89,6 +112,12 @@ class MemoryStore(Store):
     def _faults(self) -> _Ids:
         faults: _Ids = []
         runs: dict[str, set[str]] = {}
+        names: Figures = (0, 0, sum(map(len, self._buckets)), 0)
+        totals = _plus(names, *(bucket.figures for bucket in self._buckets.values()))
+        if self._totals != totals:
+            faults.append(f"the totals are {self._totals}, and follow as {totals}")
+        if self._limits is not None:
+            faults += self._limits.faults(self._buckets)
         for thread_id, bucket in self._buckets.items():
             faults += [f"thread_id {thread_id!r}: {fault}" for fault in bucket.faults()]
             for run_id in bucket.runs:
@@ -117,20 +146,28 @@ class MemoryStore(Store):
 
     async def get(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
         """See `Store.get`."""
+        if self._limits is not None:
+            await self._use(self._limits, thread_id)
         with guard:
             if self._journal is not None:
                 self._settle()
             bucket = self._buckets.get(thread_id)
             namespace = bucket.namespaces.get(checkpoint_ns) if bucket is not None else None
             record = namespace.visible(checkpoint_id) if namespace is not None else None
-            if namespace is None or record is None:
+            if namespace is None or record is None or bucket is None:
                 return None
+            if self._limits is not None and self._limits.retention.keep_last is not None:
+                self._limits.stand((thread_id, checkpoint_ns), record.checkpoint_id)
+                if record.checkpoint_id != namespace.ids[-1]:
+                    bucket.changes += 1  # a pruning that is under way looks again
             return namespace.read(thread_id, checkpoint_ns, record)
 
     async def delta_history(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]
     ) -> Histories:
         """See `Store.delta_history`."""
+        if self._limits is not None:
+            await self._use(self._limits, thread_id)
         with guard:
             self._settle()
             namespace = self._namespace(thread_id, checkpoint_ns)
@@ -156,6 +193,7 @@ class MemoryStore(Store):
 
     async def count(self) -> int:
         """See `Store.count`."""
+        await self._sweep_due(self._limits)
         return self.peek(len)
 
     async def run_threads(self, run_ids: Sequence[str]) -> Sequence[str]:
@@ -178,18 +216,33 @@ class MemoryStore(Store):
     ) -> bool:
         """See `Store.put`."""
         lease = lease_of(thread_id, leases) if leases else None
-        lost = conflict = False
+        lost = conflict = torn = False
+        limits = self._limits
+        now = lifetime = 0.0
+        if limits is not None and limits.by_use:
+            now, lifetime = limits.now(), limits.lifetime(thread_id)
+            if limits.is_over(thread_id, now):
+                await self._use(limits, thread_id)
+        left = False
         with guard:
             if self._journal is not None:
                 self._settle()
             if lease is not None:
                 lost = lease.is_lost()
+            if limits is not None:
+                torn = self._would_be_torn(thread_id, checkpoint_ns, record, blobs)
             if on_conflict is not None:
                 conflict = self._is_in_conflict(thread_id, checkpoint_ns, record)
-            if not lost and (not conflict or on_conflict == "warn"):
-                self._commit(self._put(thread_id, checkpoint_ns, record, blobs, lease))
+            if not lost and not torn and (not conflict or on_conflict == "warn"):
+                self._commit(self._put(thread_id, checkpoint_ns, record, blobs, lease, now, lifetime))
+                if limits is not None:
+                    left = self._keep_to(limits, thread_id, (record.checkpoint_id, checkpoint_ns), now)
         if lost and lease is not None:
             raise lost_error(lease)
+        if torn:
+            raise _torn_error(thread_id)
+        if limits is not None and left:
+            await self._keep_on(limits, thread_id, now)
         return conflict
 
     def _is_in_conflict(self, thread_id: str, checkpoint_ns: str, record: CheckpointRecord) -> bool:
@@ -203,24 +256,30 @@ class MemoryStore(Store):
         record: CheckpointRecord,
         blobs: Sequence[tuple[ChannelVersion, Blob]],
         lease: HeldLease | None,
+        now: float = 0.0,
+        lifetime: float = inf,
     ) -> _Steps:
-        bucket, namespace = self._prepared(thread_id, checkpoint_ns)
+        bucket, namespace, held = self._prepared(thread_id, checkpoint_ns)
         if lease is not None and (noted := lease.former(checkpoint_ns, namespace)) is not None:
             namespace.note_checkpoint(record.checkpoint_id, [version for version, _ in blobs], noted)
         former = namespace.checkpoints.get(record.checkpoint_id)
+        held += record_size(record) - (0 if former is None else record_size(former))
+        saved = coming = 0
         ids: _Ids | None = None
         order: list[_Key] | None = None
         if not record.hidden and (former is None or former.hidden):
             ids = _with(namespace.ids, record.checkpoint_id)
             order = _with(bucket.order, (record.checkpoint_id, checkpoint_ns))
-        steps: _Steps = [
-            (self._add, (thread_id, bucket, bucket.changes + 1, checkpoint_ns, namespace)),
-            (_add_checkpoint, (bucket, checkpoint_ns, namespace, record, ids, order)),
-        ]
+            coming = 1
+        namespace.note_users(record)
+        steps: _Steps = [(_add_checkpoint, (bucket, checkpoint_ns, namespace, record, ids, order))]
         if blobs:
-            steps += namespace.added(dict(blobs))
+            values, grown = namespace.added(dict(blobs))
+            steps += values
+            held, saved = held + grown[0], grown[1]
         if record.run_id is not None:
-            self._add_run(thread_id, bucket, record.run_id, (record.checkpoint_id, checkpoint_ns), steps)
+            held += self._add_run(thread_id, bucket, record.run_id, (record.checkpoint_id, checkpoint_ns), steps)
+        self._add(thread_id, bucket, checkpoint_ns, namespace, (coming, 0, held, saved), now, lifetime, steps)
         if self._leases.kept_buckets and (beside := self._beside(thread_id, lease)) is not None:
             steps += beside._put(thread_id, checkpoint_ns, record, blobs, None)
         return steps
@@ -238,15 +297,26 @@ class MemoryStore(Store):
             return
         lease = lease_of(thread_id, leases) if leases else None
         lost = False
+        limits = self._limits
+        now = lifetime = 0.0
+        if limits is not None and limits.by_use:
+            now, lifetime = limits.now(), limits.lifetime(thread_id)
+            if limits.is_over(thread_id, now):
+                await self._use(limits, thread_id)
+        left = False
         with guard:
             if self._journal is not None:
                 self._settle()
             if lease is not None:
                 lost = lease.is_lost()
             if not lost:
-                self._commit(self._put_writes(thread_id, checkpoint_ns, checkpoint_id, writes, lease))
+                self._commit(self._put_writes(thread_id, checkpoint_ns, checkpoint_id, writes, lease, now, lifetime))
+                if limits is not None:
+                    left = self._keep_to(limits, thread_id, None, now)
         if lost and lease is not None:
             raise lost_error(lease)
+        if limits is not None and left:
+            await self._keep_on(limits, thread_id, now)
 
     def _put_writes(
         self,
@@ -255,12 +325,17 @@ class MemoryStore(Store):
         checkpoint_id: str,
         writes: Sequence[WriteRecord],
         lease: HeldLease | None,
+        now: float = 0.0,
+        lifetime: float = inf,
     ) -> _Steps:
-        bucket, namespace = self._prepared(thread_id, checkpoint_ns)
+        bucket, namespace, held = self._prepared(thread_id, checkpoint_ns)
         record = namespace.checkpoints.get(checkpoint_id)
-        if record is not None and record.hidden:
+        if (record is not None and record.hidden) or (record is None and self._is_outdated(namespace, checkpoint_id)):
             return []  # deleted; what is rebuilt from it must not change
         stored = namespace.writes.get(checkpoint_id, {})
+        saved = 0
+        if not stored:
+            held += WRITES_SIZE
         new: dict[WriteKey, Write] = {}
         runs: set[str] = set()
         for task_id, idx, channel, value, task_path, run_id in writes:
@@ -269,18 +344,30 @@ class MemoryStore(Store):
                 new[key] = Write(channel, namespace.history.shared(value), task_path, run_id)
             if run_id is not None:
                 runs.add(run_id)
+        coming = len(new)
+        for key, write in new.items():
+            held += write_size(write)
+            if isinstance(write.value, Shared):
+                saved += namespace.history.length(write.value) - len(write.value.parts)
+            if (former := stored.get(key)) is not None:
+                coming -= 1
+                held -= write_size(former)
+                if isinstance(former.value, Shared):
+                    saved -= namespace.history.length(former.value) - len(former.value.parts)
         if lease is not None and (noted := lease.former(checkpoint_ns, namespace)) is not None:
             namespace.note_writes(checkpoint_id, new, noted)
-        steps: _Steps = [
-            (self._add, (thread_id, bucket, bucket.changes + 1, checkpoint_ns, namespace)),
-            (setitem, (namespace.writes, checkpoint_id, stored)),
-            (stored.update, (new,)),
-        ]
+        steps: _Steps = [(setitem, (namespace.writes, checkpoint_id, stored)), (stored.update, (new,))]
         for run_id in runs:
-            self._add_run(thread_id, bucket, run_id, (checkpoint_id, checkpoint_ns), steps)
+            held += self._add_run(thread_id, bucket, run_id, (checkpoint_id, checkpoint_ns), steps)
+        self._add(thread_id, bucket, checkpoint_ns, namespace, (0, coming, held, saved), now, lifetime, steps)
         if self._leases.kept_buckets and (beside := self._beside(thread_id, lease)) is not None:
             steps += beside._put_writes(thread_id, checkpoint_ns, checkpoint_id, writes, None)
         return steps
+
+    def _is_outdated(self, namespace: Namespace, checkpoint_id: str) -> bool:
+        """Tell whether a checkpoint that is not stored is older than what `keep_last` keeps."""
+        keep = self._limits.retention.keep_last if self._limits is not None else None
+        return keep is not None and len(namespace.ids) >= keep and checkpoint_id < namespace.ids[0]
 
     def _beside(self, thread_id: str, lease: HeldLease | None) -> "MemoryStore | None":
         """Return a store of what undoing a session would bring back, if what another one writes is to be there, too."""
@@ -291,28 +378,60 @@ class MemoryStore(Store):
         beside._buckets[thread_id] = held.bucket
         return beside
 
-    def _prepared(self, thread_id: str, checkpoint_ns: str) -> tuple[Bucket, Namespace]:
-        """Return the bucket and namespace to write to, which `_add` makes part of the store."""
+    def _prepared(self, thread_id: str, checkpoint_ns: str) -> tuple[Bucket, Namespace, int]:
+        """Return the bucket and namespace to write to, which `_add` makes part of the store, and what they take."""
         bucket = self._buckets.get(thread_id)
         if bucket is None:
-            return Bucket(), Namespace()
+            return Bucket(), Namespace(), NAMESPACE_SIZE
         namespace = bucket.namespaces.get(checkpoint_ns)
-        return bucket, Namespace() if namespace is None else namespace
+        return (bucket, Namespace(), NAMESPACE_SIZE) if namespace is None else (bucket, namespace, 0)
 
-    def _add(self, thread_id: str, bucket: Bucket, changes: int, checkpoint_ns: str, namespace: Namespace) -> None:
+    def _add(
+        self,
+        thread_id: str,
+        bucket: Bucket,
+        checkpoint_ns: str,
+        namespace: Namespace,
+        grown: Figures,
+        now: float,
+        lifetime: float,
+        steps: _Steps,
+    ) -> None:
+        """Add the steps by which a bucket that was written to is part of the store."""
+        figures, totals = _plus(bucket.figures, grown), _plus(self._totals, grown)
+        if thread_id not in self._buckets:
+            totals = _plus(totals, (0, 0, bucket.figures[2] + len(thread_id), 0))
+        added = (thread_id, bucket, bucket.changes + 1, checkpoint_ns, namespace, figures, totals)
+        steps.append((self._put_in_place, added))
+        if self._limits is not None and self._limits.by_use:
+            steps.append((self._limits.use, (thread_id, now, lifetime)))
+
+    def _put_in_place(
+        self,
+        thread_id: str,
+        bucket: Bucket,
+        changes: int,
+        checkpoint_ns: str,
+        namespace: Namespace,
+        figures: Figures,
+        totals: Figures,
+    ) -> None:
         self._buckets[thread_id] = bucket
         self._buckets.move_to_end(thread_id)
         bucket.changes = changes
         bucket.namespaces[checkpoint_ns] = namespace
+        bucket.figures, self._totals = figures, totals
 
-    def _add_run(self, thread_id: str, bucket: Bucket, run_id: str, key: _Key, steps: _Steps) -> None:
+    def _add_run(self, thread_id: str, bucket: Bucket, run_id: str, key: _Key, steps: _Steps) -> int:
+        """Add the steps by which a run is found where it has stored something; return what that takes."""
         places = bucket.runs.get(run_id)
         if places is not None:
             steps.append((places.add, (key,)))
-            return
+            return 0 if key in places else PLACE_SIZE
         steps.append((setitem, (bucket.runs, run_id, {key})))
         threads = self._runs.get(run_id)
         steps.append((setitem, (self._runs, run_id, {thread_id})) if threads is None else (threads.add, (thread_id,)))
+        return RUN_SIZE + PLACE_SIZE
 
     async def delete(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         """See `Store.delete`."""
@@ -360,6 +479,7 @@ class MemoryStore(Store):
 
     async def copy(self, source_thread_id: str, target_thread_id: str, leases: Sequence[Lease] = ()) -> None:
         """See `Store.copy`."""
+        use = await self._use_both(source_thread_id, target_thread_id)
         lost: HeldLease | None
         lost, taken = self.peek(lambda _: (_lost([target_thread_id], leases), self._is_taken(target_thread_id)))
 
@@ -367,7 +487,7 @@ class MemoryStore(Store):
             nonlocal lost, taken
             lost, taken = _lost([target_thread_id], leases), self._is_taken(target_thread_id)
             copied = made and lost is None and not taken
-            return self._replace({target_thread_id: made[source_thread_id]} if copied else {}, leases)
+            return self._replace({target_thread_id: made[source_thread_id]} if copied else {}, leases, use=use)
 
         if not taken:
             await self._remake(lambda: [source_thread_id], Bucket.copy, put_in_place)
@@ -405,10 +525,13 @@ class MemoryStore(Store):
         drafts: dict[str, _Draft] = {}
         todo: _Ids = []
         former: _Formers | None = None
+        work: Work | None = None
         while former is None:
             until = perf_counter() + _SLICE
             with guard:
                 self._settle()
+                if work is None and self._limits is not None:
+                    work = self._limits.begin([*which()])
                 made = self._made(which, find, make, drafts, todo, until)
                 if made is not None:
                     former = put_in_place(made)
@@ -441,7 +564,11 @@ class MemoryStore(Store):
         return None
 
     def _replace(
-        self, changes: Mapping[str, Bucket | None], leases: Sequence[Lease] = (), also: Sequence[Step] = ()
+        self,
+        changes: Mapping[str, Bucket | None],
+        leases: Sequence[Lease] = (),
+        also: Sequence[Step] = (),
+        use: tuple[float, float] = (0.0, inf),
     ) -> _Formers:
         """Put whole buckets in the place of others, or of none; None deletes. The caller is in the guard.
 
@@ -449,20 +576,33 @@ class MemoryStore(Store):
             changes: The buckets.
             leases: Those of the caller.
             also: Steps that belong to the same change.
+            use: The time, and for new ones after how many seconds without use they go.
 
         Returns:
             What is now to be freed.
         """
         steps: _Steps = [*also]
         replaced: _Formers = []
+        totals = self._totals
+        limits = self._limits
         gone: dict[str, set[str]] = {}
         come: dict[str, set[str]] = {}
         for thread_id, bucket in changes.items():
             former = self._buckets.get(thread_id)
             if bucket is not None:
                 steps.append((setitem, (self._buckets, thread_id, bucket)))
+                totals = _plus(totals, bucket.figures, (0, 0, len(thread_id), 0))
+                if limits is not None:
+                    if limits.by_use and former is None:
+                        steps.append((limits.use, (thread_id, *use)))
+                    if limits.retention.keep_last is not None:
+                        steps.append((setitem, (limits.overfull, thread_id, None)))
             elif former is not None:
                 steps.append((self._buckets.pop, (thread_id, None)))
+                if limits is not None:
+                    steps.append((limits.forget, (thread_id,)))
+            if former is not None:
+                totals = _minus(totals, former.figures, (0, 0, len(thread_id), 0))
             freed = self._noted(thread_id, bucket, leases, steps)
             if freed is not None:
                 replaced.append(freed)
@@ -481,6 +621,7 @@ class MemoryStore(Store):
             else:
                 steps.append((threads.update, (new,)))
                 steps.append((threads.difference_update, (gone.get(run_id, set()),)))
+        steps.append((setattr, (self, "_totals", totals)))
         self._commit(steps)
         return replaced
 
@@ -499,11 +640,293 @@ class MemoryStore(Store):
             steps.append((held.forget, ()))  # others have deleted it: of what was before nothing comes back
         return None if former is None else (former, [one for one in (bucket, kept) if one is not None])
 
+    # Limits.
+
+    def retain(self, retention: Retention) -> None:
+        """See `Store.retain`."""
+        limits = Limits(retention)
+        lifetimes = {thread_id: limits.lifetime(thread_id) for thread_id in self.peek(list)}
+        now = limits.now()
+        with guard:
+            self._settle()
+            differs = self.retention is not None and self.retention != retention
+            if self.retention is None:
+                self._begin(limits, now, lifetimes)
+        if differs:
+            raise InvalidValueError("the store keeps to another Retention already; give it to one saver of the store")
+
+    def _begin(self, limits: Limits, now: float, lifetimes: Mapping[str, float]) -> None:
+        for thread_id in self._buckets:
+            if limits.by_use:
+                limits.use(thread_id, now, lifetimes.get(thread_id, inf))
+            limits.overfull[thread_id] = None
+        self._limits, self.retention = limits, limits.retention
+
+    def _is_in_use(self, limits: Limits, thread_id: str) -> bool:
+        """Tell whether a conversation has an open session, or a call that is under way in several steps."""
+        return self._leases.held(thread_id) is not None or limits.is_worked_on(thread_id)
+
+    async def _use(self, limits: Limits, thread_id: str) -> None:
+        """Note that a conversation is read; if it has gone unused for too long, let it go."""
+        if not limits.by_use:
+            return
+        now = limits.now()
+        with guard:
+            self._settle()
+            if limits.is_over(thread_id, now) and not self._is_in_use(limits, thread_id):
+                self._evict(limits, thread_id, "ttl")
+            elif limits.retention.refresh_on_read:
+                limits.touch(thread_id, now)
+        await _let_go(limits.freed)
+
+    async def look(self, thread_id: str | None) -> None:
+        """Note that a conversation, or with None that all of them are listed."""
+        if self._limits is not None:
+            await (self._sweep_due(self._limits) if thread_id is None else self._use(self._limits, thread_id))
+
+    async def _use_both(self, *thread_ids: str) -> tuple[float, float]:
+        """Do so with some; return the time, and after how many seconds without use the last one goes if it is new."""
+        limits = self._limits
+        if limits is None or not limits.by_use:
+            return 0.0, inf
+        for thread_id in thread_ids:
+            await self._use(limits, thread_id)
+        return limits.now(), limits.lifetime(thread_ids[-1])
+
+    def _would_be_torn(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        record: CheckpointRecord,
+        blobs: Sequence[tuple[ChannelVersion, Blob]],
+    ) -> bool:
+        """Tell whether a checkpoint lacks values, as its parent's went before it came."""
+        if record.parent_id is None:
+            return False
+        namespace = self._namespace(thread_id, checkpoint_ns)
+        if namespace is None:
+            return len(blobs) < len(record.versions)
+        if record.parent_id in namespace.checkpoints:
+            return False
+        new = {version for version, _ in blobs}
+        return any(version not in new and namespace.history.kind(version) is None for version in record.versions)
+
+    def _keep_to(self, limits: Limits, thread_id: str, place: _Key | None, now: float) -> bool:
+        """Keep to the limits after a write; tell whether more has to be done. The caller is in the guard.
+
+        Args:
+            limits: The limits.
+            thread_id: What was written to.
+            place: `(checkpoint_id, checkpoint_ns)` of a checkpoint that was stored.
+            now: The time.
+        """
+        left = False
+        if place is not None and limits.retention.keep_last is not None:
+            limits.step((thread_id, place[1]), place[0])
+            left = self._keep_last(limits, limits.retention.keep_last, thread_id, place[1])
+        return (limits.by_use and self._evict_some(limits, thread_id, now)) or left or bool(limits.freed)
+
+    def _keep_last(self, limits: Limits, keep: int, thread_id: str, checkpoint_ns: str) -> bool:
+        """Let the oldest checkpoints go, if that is done in a moment; else tell whether it is worth the time."""
+        bucket = self._buckets[thread_id]
+        namespace = bucket.namespaces[checkpoint_ns]
+        over = len(namespace.ids) - keep
+        if over <= 0:
+            return False
+        if over > _LOOKS or namespace.delta_channels or self._leases.held(thread_id) is not None:
+            limits.overfull[thread_id] = None
+            most = 2 * max(namespace.settled, keep) if namespace.delta_channels else namespace.settled + _LOOKS
+            return self._leases.held(thread_id) is None and len(namespace.checkpoints) >= most
+        place = (thread_id, checkpoint_ns)
+        oldest = [one for one in namespace.ids[:over] if not limits.is_stood_on(place, one)]
+        if oldest:
+            self._commit(self._without_oldest(thread_id, bucket, checkpoint_ns, namespace, oldest))
+            limits.pruned += len(oldest)
+        return False
+
+    def _without_oldest(
+        self, thread_id: str, bucket: Bucket, checkpoint_ns: str, namespace: Namespace, oldest: _Ids
+    ) -> _Steps:
+        gone = {*oldest}
+        users = namespace.users()
+        values = [
+            version for one in oldest for version in namespace.checkpoints[one].versions if users.get(version) in gone
+        ]
+        steps, (held, saved) = namespace.without(values)
+        number = 0
+        for one in oldest:
+            record, writes = namespace.checkpoints[one], namespace.writes.get(one, {})
+            number += len(writes)
+            held -= record_size(record) + (WRITES_SIZE if writes else 0)
+            for write in writes.values():
+                held -= write_size(write)
+                if isinstance(write.value, Shared):
+                    saved -= namespace.history.length(write.value) - len(write.value.parts)
+            for run_id in {record.run_id, *(write.run_id for write in writes.values())}:
+                if run_id is not None:
+                    held -= self._drop_run(thread_id, bucket, run_id, (one, checkpoint_ns), steps)
+        grown = (-len(oldest), -number, held, saved)
+        figures, totals = _plus(bucket.figures, grown), _plus(self._totals, grown)
+        ids = [one for one in namespace.ids if one not in gone]
+        order = [one for one in bucket.order if one[1] != checkpoint_ns or one[0] not in gone]
+        steps.append((namespace.drop, (oldest, ids, values)))
+        steps.append((self._put_drop, (bucket, bucket.changes + 1, order, figures, totals)))
+        return steps
+
+    def _put_drop(self, bucket: Bucket, changes: int, order: Sequence[_Key], figures: Figures, totals: Figures) -> None:
+        bucket.changes, bucket.order = changes, [*order]
+        bucket.figures, self._totals = figures, totals
+
+    def _drop_run(self, thread_id: str, bucket: Bucket, run_id: str, place: _Key, steps: _Steps) -> int:
+        """Add the steps by which a run is no longer found at a place; return what that frees."""
+        places = bucket.runs.get(run_id, set())
+        if place not in places:
+            return 0
+        if len(places) > 1:
+            steps.append((places.discard, (place,)))
+            return PLACE_SIZE
+        steps.append((bucket.runs.pop, (run_id, None)))
+        threads = self._runs[run_id]
+        steps.append((self._runs.pop, (run_id, None)) if len(threads) == 1 else (threads.discard, (thread_id,)))
+        return RUN_SIZE + PLACE_SIZE
+
+    def _exceeded(self, retention: Retention) -> EvictionReason | None:
+        if retention.max_threads is not None and len(self._buckets) > retention.max_threads:
+            return "max_threads"
+        if retention.max_bytes is not None and self._totals[2] > retention.max_bytes:
+            return "max_bytes"
+        return None
+
+    def _evict_some(self, limits: Limits, spared: str | None, now: float) -> bool:
+        """Let a few conversations go, if any have to; tell whether more have. The caller is in the guard."""
+        if limits.retention.ttl is not None:
+            self._evict_due(limits, spared, now)
+        looked = taken = 0
+        while (reason := self._exceeded(limits.retention)) is not None:
+            thread_id = limits.least_used()
+            if looked >= _LOOKS or thread_id is None:
+                limits.overruns += not taken
+                return bool(taken)
+            looked += 1
+            if thread_id == spared or self._is_in_use(limits, thread_id):
+                limits.touch(thread_id, now)  # so that the next one is not found behind it again
+            else:
+                self._evict(limits, thread_id, reason)
+                taken += 1
+        return False
+
+    def _evict_due(self, limits: Limits, spared: str | None, now: float) -> int:
+        """Let a few go that went unused for too long; return how many."""
+        taken = 0
+        while taken < _LOOKS and (thread_id := limits.first_due(now)) is not None:
+            if thread_id == spared or self._is_in_use(limits, thread_id):
+                limits.renew(thread_id, now)
+            else:
+                self._evict(limits, thread_id, "ttl")
+                taken += 1
+        return taken
+
+    def _evict(self, limits: Limits, thread_id: str, reason: EvictionReason) -> None:
+        """Let a conversation go. The caller is in the guard, and has looked whether it may."""
+        freed = self._replace({thread_id: None}, also=limits.evicted(thread_id, reason))
+        limits.freed += [one for one in freed if one[0].figures[2] >= _LARGE]
+
+    async def _keep_on(self, limits: Limits, thread_id: str | None, now: float) -> None:
+        """Keep to the limits, a slice at a time; of `thread_id`, to `keep_last`, too."""
+        if thread_id is not None and thread_id in limits.overfull:
+            await self._trim(limits, thread_id)
+        more = limits.by_use
+        while more:
+            with guard:
+                self._settle()
+                more = self._evict_some(limits, thread_id, now)
+            await _let_go(limits.freed)
+            if more:
+                await yield_to_loop()
+
+    async def _trim(self, limits: Limits, thread_id: str) -> None:
+        """Let a conversation have no more checkpoints than `keep_last`, unless it has an open session."""
+        keep = limits.retention.keep_last
+        if keep is None:
+            return
+
+        def which() -> _Ids:
+            return [] if self._leases.held(thread_id) is not None else [thread_id]
+
+        def make(bucket: Bucket) -> Slices[Bucket | None]:
+            return bucket.latest_only(keep, lambda ns, one: limits.is_stood_on((thread_id, ns), one))
+
+        def put_in_place(made: Mapping[str, Bucket | None]) -> _Formers:
+            for one, bucket in made.items():
+                limits.pruned += self._buckets[one].figures[0] - (0 if bucket is None else bucket.figures[0])
+            freed = self._replace(made)
+            if which():
+                limits.overfull.pop(thread_id, None)
+            return freed
+
+        await self._remake(which, make, put_in_place)
+
+    async def sweep(self) -> int:
+        """See `Store.sweep`."""
+        limits = self._limits
+        if limits is None:
+            return 0
+        before = sum(limits.evictions.values())
+        await self._sweep_due(limits)
+        for thread_id in [*limits.overfull]:
+            await self._trim(limits, thread_id)
+        await self._keep_on(limits, None, limits.now())
+        return sum(limits.evictions.values()) - before
+
+    async def _sweep_due(self, limits: Limits | None) -> None:
+        """Let all go that went unused for too long."""
+        if limits is None or limits.retention.ttl is None:
+            return
+        now = limits.now()
+        taken = 1
+        while taken:
+            with guard:
+                self._settle()
+                taken = self._evict_due(limits, None, now)
+            await _let_go(limits.freed)
+            await keep_pace()
+        for thread_id in limits.due_now(now):
+            with guard:
+                self._settle()
+                if limits.is_over(thread_id, now) and not self._is_in_use(limits, thread_id):
+                    self._evict(limits, thread_id, "ttl")
+            await keep_pace()
+        await _let_go(limits.freed)
+
+    def evictions(self) -> Iterator[tuple[str, EvictionReason]]:
+        """See `Store.evictions`."""
+        limits = self._limits
+        while limits is not None and limits.untold:
+            try:
+                told = limits.untold.pop(next(iter(limits.untold)))
+            except (KeyError, StopIteration, RuntimeError):
+                continue  # another worker thread has taken it, or added one
+            yield told
+
+    async def stats(self) -> StoreStats:
+        """See `Store.stats`."""
+        limits = self._limits
+        await self._sweep_due(limits)
+        with guard:
+            self._settle()
+            number, (checkpoints, writes, held, saved) = len(self._buckets), self._totals
+        if limits is None:
+            return StoreStats(number, checkpoints, writes, held, saved)
+        return StoreStats(
+            number, checkpoints, writes, held, saved, {**limits.evictions}, limits.pruned, limits.overruns
+        )
+
     async def acquire(
         self, thread_id: str, owner: str, *, instead_of: Lease | None = None, undo: bool = False
     ) -> Lease | None:
         """See `Store.acquire`."""
         lease: HeldLease | None = None
+        use = await self._use_both(thread_id)
         former = instead_of if undo and isinstance(instead_of, HeldLease) else None
         nothing = Bucket()
 
@@ -521,7 +944,7 @@ class MemoryStore(Store):
             if held is not None and held is not instead_of:
                 return []
             lease, given = self._leases.give(thread_id, owner)
-            return self._end(held, made, given)
+            return self._end(held, made, given, use)
 
         try:
             await self._remake(lambda: [thread_id], make, give, find)
@@ -531,10 +954,16 @@ class MemoryStore(Store):
             raise
         return lease
 
-    def _end(self, lease: HeldLease | None, changes: Mapping[str, Bucket | None], ended: Sequence[Step]) -> _Formers:
+    def _end(
+        self,
+        lease: HeldLease | None,
+        changes: Mapping[str, Bucket | None],
+        ended: Sequence[Step],
+        use: tuple[float, float] = (0.0, inf),
+    ) -> _Formers:
         """End a lease, if there is one, as part of some changes; return what is now to be freed."""
         kept = None if lease is None else lease.bucket
-        freed = self._replace(changes, also=ended)
+        freed = self._replace(changes, also=ended, use=use)
         if lease is not None and kept is not None:
             now = self._buckets.get(lease.thread_id)
             freed.append((kept, [] if now is None else [now]))
@@ -549,13 +978,21 @@ class MemoryStore(Store):
         if not isinstance(lease, HeldLease):
             return False
         former: _Formers = []
+        limits = self._limits
+        now = 0.0 if limits is None else limits.now()
         with guard:
             self._settle()
             held = lease.is_held()
             if held:
                 ended = self._leases.ended(lease, lost=delete)
                 former = self._end(lease, {lease.thread_id: None} if delete else {}, ended)
+                if limits is not None:
+                    limits.touch(lease.thread_id, now)
         await _let_go(former)
+        if held and limits is not None:
+            await self._keep_on(limits, None, now)
+            if lease.thread_id in limits.overfull:
+                await self._trim(limits, lease.thread_id)
         return held
 
     async def lease(self, thread_id: str) -> Lease | None:
@@ -563,11 +1000,32 @@ class MemoryStore(Store):
         return self.peek(lambda _: self._leases.held(thread_id))
 
 
+def _plus(*figures: Figures) -> Figures:
+    checkpoints, writes, held, saved = figures[0]
+    for more in figures[1:]:
+        checkpoints, writes, held, saved = checkpoints + more[0], writes + more[1], held + more[2], saved + more[3]
+    return checkpoints, writes, held, saved
+
+
+def _minus(figures: Figures, *others: Figures) -> Figures:
+    return _plus(figures, *((-one[0], -one[1], -one[2], -one[3]) for one in others))
+
+
+def _torn_error(thread_id: str) -> ThreadEvictedError:
+    return ThreadEvictedError(
+        f"thread_id {shown(thread_id)} was evicted or deleted while a run was under way on it: the checkpoint that the "
+        "run stores next would lack what was there; nothing was stored. Hold saver.session(thread_id) around the run, "
+        "which keeps its conversation, or give the saver's Retention wider limits"
+    )
+
+
 async def _let_go(former: _Formers) -> None:
     """Free what is stored no longer, a slice at a time."""
     until = perf_counter() + _SLICE
     while former:
         bucket, successors = former.pop()
+        if bucket.figures[2] < _LARGE:
+            continue
         for _ in bucket.dismantle(successors):
             if perf_counter() > until:
                 await yield_to_loop()
@@ -673,6 +1131,7 @@ class _Found(AsyncIterator[StoredCheckpoint]):
 
     async def _all_keys(self) -> Iterator[tuple[str, str, str]]:
         thread_id = self._listing.thread_id
+        await self._store.look(thread_id)
         if thread_id is not None:
             snapshot = self._store.peek(
                 lambda buckets: self._snapshot(buckets[thread_id]) if thread_id in buckets else None
@@ -717,6 +1176,7 @@ class _ThreadIds(AsyncIterator[str]):
 
     async def __anext__(self) -> str:
         if self._left is None:
+            await self._store.look(None)
             self._left = reversed(self._store.peek(list))
         await keep_pace()
         for thread_id in self._left:

@@ -1,0 +1,246 @@
+"""Which conversations of a store in memory have to go, and which may not. The store guards it."""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from contextvars import ContextVar
+from heapq import heappop, heappush
+from math import floor, inf
+from operator import setitem
+from weakref import WeakSet, WeakValueDictionary
+
+from async_saver.retention import EvictionReason, Retention
+from async_saver.stores.bucket import Bucket
+from async_saver.stores.history import Step
+
+__all__ = ["Limits", "Stand", "Work", "standing"]
+
+_Place = tuple[str, str]
+"""`(thread_id, checkpoint_ns)`"""
+
+_AT_ONCE = 8  # so many conversations are looked at, to see whether they have gone unused for too long
+
+
+class Use:
+    """When a conversation was last used, after how many seconds without use it goes, and where that is noted."""
+
+    __slots__ = ("lifetime", "tick", "when")
+
+    def __init__(self, when: float, lifetime: float) -> None:
+        self.when: float = when
+        self.lifetime: float = lifetime
+        self.tick: int = 0
+
+
+class Work:
+    """A call that works on conversations, in several steps; it is under way for as long as it is referred to."""
+
+    __slots__ = ("__weakref__", "thread_ids")
+
+    def __init__(self, thread_ids: Collection[str]) -> None:
+        self.thread_ids: Collection[str] = thread_ids
+
+
+class _Mark:
+    """A checkpoint that somebody stands on."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Stand:
+    """Where a run stands: on the checkpoint that it has read, then on those that it stores.
+
+    The run's context refers to it, and so it ends with the run's task, or when that reads something else.
+    """
+
+    __slots__ = ("limits", "mark", "place")
+
+    def __init__(self) -> None:
+        self.limits: Limits | None = None
+        self.place: _Place | None = None
+        self.mark: _Mark | None = None
+
+
+standing: ContextVar[Stand | None] = ContextVar("async_saver_standing", default=None)
+
+
+class Limits:
+    """What a store needs to know to keep to a `Retention`.
+
+    Attributes:
+        retention: The limits.
+        by_use: Whether any of them is on whole conversations, so that uses are noted.
+        evictions: How many conversations went, by reason.
+        untold: What `Retention.on_evict` has not been told, by number.
+        pruned: How many checkpoints went by `keep_last`.
+        overruns: How many writes left a limit exceeded, as nothing could be taken.
+        overfull: Conversations that may have more checkpoints than `keep_last`.
+        works: Calls that are under way.
+        freed: What is to be taken apart outside of the guard.
+    """
+
+    def __init__(self, retention: Retention) -> None:
+        self.retention: Retention = retention
+        self.by_use: bool = any(one is not None for one in (retention.ttl, retention.max_threads, retention.max_bytes))
+        self.evictions: dict[str, int] = {"ttl": 0, "max_threads": 0, "max_bytes": 0}
+        self.untold: dict[int, tuple[str, EvictionReason]] = {}
+        self.pruned: int = 0
+        self.overruns: int = 0
+        self.overfull: dict[str, None] = {}
+        self.works: WeakSet[Work] = WeakSet()
+        self.freed: list[tuple[Bucket, Sequence[Bucket]]] = []
+        # The least recently used first.
+        self._uses: OrderedDict[str, Use] = OrderedDict()
+        # By the second in which they will have gone unused for too long, at the earliest. Each is in one of them; that
+        # it was used since is seen when its second has come.
+        self._due: dict[int, dict[str, None]] = {}
+        self._ticks: list[int] = []  # a heap of the seconds in `_due`
+        self._stood: WeakValueDictionary[tuple[_Place, str], _Mark] = WeakValueDictionary()
+
+    # Asked before the guard is entered: the user's own callables may raise.
+
+    def now(self) -> float:
+        """Return the time."""
+        return self.retention.clock() if self.by_use else 0.0
+
+    def lifetime(self, thread_id: str) -> float:
+        """Return after how many seconds without use a conversation goes."""
+        if self.retention.ttl is None or (callable(self.retention.ttl) and thread_id in self._uses):
+            return inf
+        lifetime = self.retention.lifetime(thread_id)
+        return inf if lifetime is None else lifetime
+
+    # Uses. What changes them may run twice, as an interrupt may cut it off.
+
+    def use(self, thread_id: str, now: float, lifetime: float) -> None:
+        """Note that a conversation is written to; `lifetime` is heeded if it is a new one."""
+        use = self._uses.get(thread_id)
+        if use is None:
+            use = Use(now, lifetime)
+            self._note(thread_id, use)  # first: what is in `_uses` has been noted
+            self._uses[thread_id] = use
+        use.when = now
+        self._uses.move_to_end(thread_id)
+
+    def touch(self, thread_id: str, now: float) -> None:
+        """Note that a conversation is used, if it is known."""
+        use = self._uses.get(thread_id)
+        if use is not None:
+            use.when = now
+            self._uses.move_to_end(thread_id)
+
+    def forget(self, thread_id: str) -> None:
+        """Note that a conversation is there no longer."""
+        self.overfull.pop(thread_id, None)
+        use = self._uses.pop(thread_id, None)
+        if use is not None and use.lifetime < inf:
+            self._due.get(use.tick, {}).pop(thread_id, None)
+
+    def _note(self, thread_id: str, use: Use) -> None:
+        if use.lifetime < inf:
+            use.tick = floor(use.when + use.lifetime)
+            due = self._due.get(use.tick)
+            if due is None:
+                heappush(self._ticks, use.tick)
+                due = self._due[use.tick] = {}
+            due[thread_id] = None
+
+    def is_over(self, thread_id: str, now: float) -> bool:
+        """Tell whether a conversation has gone unused for too long."""
+        use = self._uses.get(thread_id)
+        return use is not None and now - use.when > use.lifetime
+
+    def first_due(self, now: float) -> str | None:
+        """Return a conversation that has gone unused for too long, of those whose second has passed.
+
+        Those are looked at on the way that were used since. Each comes once in a time of its life.
+        """
+        for _ in range(_AT_ONCE):
+            if not self._ticks or self._ticks[0] + 1 > now:
+                return None
+            due = self._due.get(self._ticks[0])
+            thread_id = next(iter(due), None) if due else None
+            if due is None or thread_id is None:
+                self._due.pop(self._ticks[0], None)
+                heappop(self._ticks)
+            elif self.is_over(thread_id, now):
+                return thread_id
+            else:
+                self._again(thread_id)
+                due.pop(thread_id, None)
+        return None
+
+    def _again(self, thread_id: str) -> None:
+        use = self._uses.get(thread_id)
+        if use is not None:
+            self._note(thread_id, use)
+
+    def due_now(self, now: float) -> list[str]:
+        """Return what has gone unused for too long, but for those whose second has not quite passed."""
+        return [one for one in self._due.get(floor(now), ()) if self.is_over(one, now)]
+
+    def least_used(self) -> str | None:
+        """Return the least recently used conversation."""
+        return next(iter(self._uses), None)
+
+    def renew(self, thread_id: str, now: float) -> None:
+        """Note of a conversation that may not go that it is in use."""
+        use = self._uses.get(thread_id)
+        if use is not None:
+            before = use.tick
+            use.when = now
+            self._note(thread_id, use)
+            if use.tick != before:
+                self._due.get(before, {}).pop(thread_id, None)
+            self._uses.move_to_end(thread_id)
+
+    def begin(self, thread_ids: Collection[str]) -> Work:
+        """Return what shows, as long as it is referred to, that a call is under way on conversations."""
+        work = Work(thread_ids)
+        self.works.add(work)
+        return work
+
+    def is_worked_on(self, thread_id: str) -> bool:
+        """Tell whether a call is under way on a conversation."""
+        return bool(self.works) and any(thread_id in work.thread_ids for work in self.works)
+
+    def evicted(self, thread_id: str, reason: EvictionReason) -> list[Step]:
+        """Return the steps that count an eviction, and have it told."""
+        number = self.evictions[reason] + 1
+        steps: list[Step] = [(setitem, (self.evictions, reason, number))]
+        if self.retention.on_evict is not None:
+            steps.append((setitem, (self.untold, sum(self.evictions.values()), (thread_id, reason))))
+        return steps
+
+    # Stands.
+
+    def stand(self, place: _Place, checkpoint_id: str) -> None:
+        """Note that the run in whose context this is called stands on a checkpoint that it has read."""
+        stand = standing.get()
+        if stand is not None:
+            stand.limits, stand.place, stand.mark = self, place, self._marked(place, checkpoint_id)
+
+    def step(self, place: _Place, checkpoint_id: str) -> None:
+        """Note that a run stands on a checkpoint that it has stored."""
+        stand = standing.get()
+        if stand is not None and stand.limits is self and stand.place == place:
+            stand.mark = self._marked(place, checkpoint_id)
+
+    def _marked(self, place: _Place, checkpoint_id: str) -> _Mark:
+        mark = self._stood.get((place, checkpoint_id))
+        if mark is None:
+            mark = self._stood[place, checkpoint_id] = _Mark()
+        return mark
+
+    def is_stood_on(self, place: _Place, checkpoint_id: str) -> bool:
+        """Tell whether a run stands on a checkpoint."""
+        return bool(self._stood) and (place, checkpoint_id) in self._stood
+
+    def faults(self, thread_ids: Collection[str]) -> Iterator[str]:
+        """Say what here is not as it follows from the conversations that there are."""
+        if self.by_use and {*self._uses} != {*thread_ids}:
+            yield f"the conversations in use are {[*self._uses]}, and there are {[*thread_ids]}"
+        for thread_id, use in self._uses.items():
+            if use.lifetime < inf and thread_id not in self._due.get(use.tick, ()):
+                yield f"thread_id {thread_id!r} is not noted where its time ends"
+        if {*self._due} != {*self._ticks}:
+            yield f"the seconds are {sorted(self._due)}, and looked at are {sorted(self._ticks)}"
