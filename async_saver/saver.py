@@ -283,9 +283,11 @@ class AsyncSaver(
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
         if is_due():
             await keep_pace()
-        self._shared.begin_to_read()
-        stored = await self._shared.store.get(thread_id, checkpoint_ns or "", checkpoint_id)
-        if self._shared.tells():
+        store = self._shared.store
+        if store.retention is not None:
+            self._shared.begin_to_read()
+        stored = await store.get(thread_id, checkpoint_ns or "", checkpoint_id)
+        if store.retention is not None and self._shared.tells():
             await self._shared.tell()
         if stored is None:
             return None
@@ -385,7 +387,7 @@ class AsyncSaver(
         """
         put = self._encoded(config, checkpoint, metadata, new_versions)
         conflict = await self._put(*put)
-        if self._shared.tells():
+        if self._shared.store.retention is not None and self._shared.tells():
             await self._shared.tell()
         if conflict:
             self._shared.count_conflict()
@@ -447,7 +449,7 @@ class AsyncSaver(
             SerializationError: A value cannot be serialised.
         """
         await self._put_writes(*self._encoded_writes(config, writes, task_id, task_path))
-        if self._shared.tells():
+        if self._shared.store.retention is not None and self._shared.tells():
             await self._shared.tell()
 
     def _encoded_writes(

@@ -68,7 +68,7 @@ class Write(NamedTuple):
 _PLACE = 40
 _ID = getsizeof("") + 36
 _PAIR = getsizeof(("", ""))
-_RECORD = 5 * _PAIR + 2 * getsizeof(b"") + 2 * _ID + 3 * _PLACE
+_RECORD = 5 * _PAIR + 2 * getsizeof(b"") + _ID + 3 * _PLACE
 _RECORD_VERSION = _PAIR + 8
 _WRITE = 3 * _PAIR + getsizeof(b"") + _PLACE
 WRITES_SIZE: int = getsizeof({"": None}) + _ID + _PLACE
@@ -188,8 +188,8 @@ class Namespace:
 
     def added(self, values: Mapping[ChannelVersion, Blob]) -> tuple[list[Step], Size]:
         """Return the steps that add values of channel versions, or replace them, and what they take more then."""
-        replaced = self.history.replaced(values)
         steps, grown = self.history.added(values)
+        replaced = self.history.replaced(values) if steps else ()
         return (steps, grown) if not replaced else self._made_whole(replaced, steps, grown)
 
     def without(self, values: Collection[ChannelVersion]) -> tuple[list[Step], Size]:

@@ -128,14 +128,23 @@ class History:
         """Return the steps that add values, or replace them, and what they add to the figures."""
         new: dict[ChannelVersion, Kept] = {}
         long: list[ChannelVersion] = []
+        size = 0
+        replaces = False
         for version, value in values.items():
             if version in self._kept:
                 if self.value(version) != value:
+                    replaces = True
                     self._replace(version, value, new)
             elif _is_long(value, LEAST):
                 long.append(version)
             else:
                 new[version] = value
+                size += _VERSION_SIZE + len(value[1])
+        if not long and not replaces:
+            if not new:
+                return [], (0, 0)
+            held, saved = self.figures
+            return [(self._update, (new, (held + size, saved)))], (size, 0)
         steps: list[Step] = []
         if long:
             kept = ChainMap(new, self._kept)  # as it will be

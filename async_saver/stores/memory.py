@@ -83,6 +83,7 @@ class MemoryStore(Store):
         self._leases = Leases()
         self._totals: Figures = (0, 0, 0, 0)  # of all buckets, with their thread_ids
         self._limits: Limits | None = None
+        self.retention: Retention | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = copy.copy(self)
@@ -263,7 +264,9 @@ class MemoryStore(Store):
         if lease is not None and (noted := lease.former(checkpoint_ns, namespace)) is not None:
             namespace.note_checkpoint(record.checkpoint_id, [version for version, _ in blobs], noted)
         former = namespace.checkpoints.get(record.checkpoint_id)
-        held += record_size(record) - (0 if former is None else record_size(former))
+        held += record_size(record)
+        if former is not None:
+            held -= record_size(former)
         saved = coming = 0
         ids: _Ids | None = None
         order: list[_Key] | None = None
@@ -275,8 +278,9 @@ class MemoryStore(Store):
         steps: _Steps = [(_add_checkpoint, (bucket, checkpoint_ns, namespace, record, ids, order))]
         if blobs:
             values, grown = namespace.added(dict(blobs))
-            steps += values
-            held, saved = held + grown[0], grown[1]
+            if values:
+                steps += values
+                held, saved = held + grown[0], grown[1]
         if record.run_id is not None:
             held += self._add_run(thread_id, bucket, record.run_id, (record.checkpoint_id, checkpoint_ns), steps)
         self._add(thread_id, bucket, checkpoint_ns, namespace, (coming, 0, held, saved), now, lifetime, steps)
@@ -398,9 +402,13 @@ class MemoryStore(Store):
         steps: _Steps,
     ) -> None:
         """Add the steps by which a bucket that was written to is part of the store."""
-        figures, totals = _plus(bucket.figures, grown), _plus(self._totals, grown)
+        # What `_plus` does, in half the time.
+        checkpoints, writes, held, saved = grown
+        before, total = bucket.figures, self._totals
+        figures = (before[0] + checkpoints, before[1] + writes, before[2] + held, before[3] + saved)
         if thread_id not in self._buckets:
-            totals = _plus(totals, (0, 0, bucket.figures[2] + len(thread_id), 0))
+            held += before[2] + len(thread_id)
+        totals = (total[0] + checkpoints, total[1] + writes, total[2] + held, total[3] + saved)
         added = (thread_id, bucket, bucket.changes + 1, checkpoint_ns, namespace, figures, totals)
         steps.append((self._put_in_place, added))
         if self._limits is not None and self._limits.by_use:
