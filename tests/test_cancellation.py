@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import math
 import random
 import sys
@@ -19,10 +20,19 @@ from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint as yield_to_loop
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from async_saver import AsyncSaver, MemoryStore, Store, ThreadExistsError, pace
+from async_saver import (
+    AsyncSaver,
+    MemoryStore,
+    SessionInterruptedError,
+    SessionLostError,
+    Store,
+    ThreadExistsError,
+    pace,
+    session,
+)
 from async_saver.records import EMPTY, WriteRecord
 from async_saver.stores import memory
-from tests.build import all_of, checkpoint, config, put
+from tests.build import all_of, checkpoint, config, listed, put
 from tests.conftest import _BACKENDS
 
 pytestmark = pytest.mark.anyio
@@ -42,11 +52,13 @@ def _every_await_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 # The stores: the memory store itself, and one that waits as a disk or a server makes it wait.
 
 
-def _waiting(name: str) -> Any:
-    async def call(self: "Waiting", *args: Any) -> Any:
-        await _two_turns()
-        result = await getattr(self.inner, name)(*args)
-        await _two_turns()
+def _waiting(name: str, before: bool = True, after: bool = True) -> Any:
+    async def call(self: "Waiting", *args: Any, **more: Any) -> Any:
+        if before:
+            await _two_turns()
+        result = await getattr(self.inner, name)(*args, **more)
+        if after:
+            await _two_turns()
         return result
 
     return call
@@ -69,6 +81,8 @@ class Waiting(Store):
     delete, delete_for_runs = _waiting("delete"), _waiting("delete_for_runs")
     copy, keep_latest = _waiting("copy"), _waiting("keep_latest")
     count, run_threads = _waiting("count"), _waiting("run_threads")
+    lease, renew = _waiting("lease"), _waiting("renew")
+    acquire, release = _waiting("acquire", after=False), _waiting("release", before=False)  # as the contract has it
 
     def list(self, listing: Any) -> AsyncIterator[Any]:
         return WaitingSteps(self.inner.list(listing))
@@ -150,6 +164,7 @@ READERS: dict[str, Call] = {
     "alist": lambda saver: all_of(saver.alist(None, filter={"step": 3})),
     "alist, one": lambda saver: anext(saver.alist(config()), None),
     "athread_ids": lambda saver: all_of(saver.athread_ids()),
+    "ais_busy": lambda saver: saver.ais_busy("t"),
 }
 
 
@@ -303,6 +318,12 @@ async def cancelled_at(
 
 
 # Every method at every await.
+
+
+def test_every_method_is_cancelled_here() -> None:
+    """Also those that are yet to be written."""
+    methods = {name for name in dir(AsyncSaver) if name.startswith("a")}
+    assert {name.partition(",")[0] for name in (*WRITERS, *READERS)} == methods
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["free", "held"])
@@ -493,6 +514,89 @@ async def test_a_cancelled_block_is_left(way: Way) -> None:
     assert log == ["entered", "closed"]
     assert await inner.count() == 1
     assert step == 14  # of the entry 5, of the put 5, of the exit 4
+
+
+@pytest.mark.parametrize("make_store", STORES, ids=["memory", "waiting"])
+@pytest.mark.parametrize("strategy", ["free", "enqueue", "interrupt", "rollback"])
+async def test_a_cancelled_session_is_left(
+    way: Way, strategy: str, make_store: Callable[[MemoryStore], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its queue, its entry, its body or its exit: it holds nothing, and whoever is behind it goes on at once."""
+    for name in ("_LOOK", "_LOOK_FAR"):
+        monkeypatch.setattr(session, name, 60)  # who has to be woken is
+    options: Any = {} if strategy == "free" else {"multitask_strategy": strategy}
+    for step in count(-1):
+        inner, log = MemoryStore(), list[str]()
+        saver = AsyncSaver(store=make_store(inner))
+
+        async def hold(*, task_status: TaskStatus[None], saver: AsyncSaver = saver) -> None:
+            with suppress(SessionInterruptedError):
+                async with saver.session("t"):
+                    await put(saver, "0")
+                    task_status.started()
+                    await _turns(30)
+
+        async def use(saver: AsyncSaver = saver) -> None:
+            async with saver.session("t", **options):
+                await put(saver, "1", parent="0")
+
+        async def wait_behind(saver: AsyncSaver = saver, log: "list[str]" = log) -> None:
+            async with saver.session("t"):
+                log.append("went on")
+
+        def waits(number: int, log: "list[str]" = log, behind: Any = wait_behind) -> None:
+            if not log:
+                log.append("called")
+                tasks.start_soon(behind)
+
+        with anyio.fail_after(10):
+            async with create_task_group() as tasks:
+                if strategy != "free":
+                    await tasks.start(hold)
+                cancelled = await cancelled_at(step, way, use(), waits) is not None  # the traceback holds the session
+            assert log in (["called", "went on"], [])
+            assert not await saver.ais_busy("t")
+        inner.check()
+        if len(saver._shared.locks) or len(saver._shared.sessions._lines):
+            gc.collect()  # frames of a traceback that is part of a circle
+        assert len(saver._shared.locks) == len(saver._shared.sessions._lines) == 0
+        assert await inner.lease("t") is None
+        assert await listed(AsyncSaver(store=inner), config()) in _LEFT[strategy]
+        if not cancelled:
+            break
+    assert await listed(AsyncSaver(store=inner), config()) == _LEFT[strategy][-1]
+    assert step >= (8 if make_store is Waiting else 2)
+
+
+_LEFT: "dict[str, list[list[str]]]" = {
+    "free": [[], ["1"]],
+    "enqueue": [["0"], ["1", "0"]],
+    "interrupt": [["0"], ["1", "0"]],
+    "rollback": [["0"], [], ["1"]],
+}
+"""What may be stored after a session, and last what is if it was not cancelled."""
+
+
+@pytest.mark.parametrize("call", WRITERS.values(), ids=WRITERS)
+async def test_what_a_cancelled_write_stored_in_a_session_is_undone(way: Way, call: Call) -> None:
+    """All of it or nothing is stored, and all of it is noted, or nothing."""
+    template = await filled()
+    before, after = contents(template), await contents_after(call, template)
+    for step in count(-1):
+        inner = copy.deepcopy(template)
+        saver = AsyncSaver(store=inner)
+        with anyio.fail_after(10), suppress(SessionLostError):
+            async with saver.session("t") as mine:
+                raised = await cancelled_at(step, way, call(saver))
+                assert contents(inner) in (before, after)
+                lease = await inner.acquire("t", "test", instead_of=mine.lease, undo=True)
+                assert lease is not None
+                await inner.release(lease)
+        inner.check()
+        assert conversation(inner, "t") == conversation(template, "t")
+        if raised is None:
+            break
+    assert step >= 1
 
 
 # The lock.
