@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -33,9 +34,8 @@ from tests.workers import output_of, together
 pytestmark = pytest.mark.anyio
 
 
-def test_every_sync_method_does_what_its_async_twin_does() -> None:
-    """All of them, from a plain thread."""
-    saver = AsyncSaver()
+def every_sync_method(saver: AsyncSaver) -> None:
+    """Call each, and look whether it does what its async twin does."""
     saver.setup()
     assert saver.put(config(), checkpoint("1", {"x": 1}), {"run_id": "r"}, {"x": "1"}) == config(checkpoint_id="1")
     saver.put_writes(config(checkpoint_id="1"), [("c", 1)], "task", "path")
@@ -49,12 +49,28 @@ def test_every_sync_method_does_what_its_async_twin_does() -> None:
     assert saver.get_delta_channel_history(config=config(), channels=["c"]) == {"c": {"writes": [("task", "c", 1)]}}
     assert list(saver.thread_ids()) == ["t", "copy"]
     assert saver.count() == 2
+    with saver.session("t"):
+        assert saver.is_busy("t")
+    assert not saver.is_busy("t")
     saver.prune(["t"], strategy="keep_latest")
     assert ids(saver.list(config())) == ["2"]
     saver.delete_for_runs(["r"])
     assert saver.count() == 1
     saver.delete_thread("t")
     assert saver.count() == 0
+
+
+def test_every_sync_method_does_what_its_async_twin_does() -> None:
+    """All of them, from a plain thread."""
+    every_sync_method(AsyncSaver())
+
+
+async def test_every_sync_method_does_so_in_a_coroutine(saver: AsyncSaver) -> None:
+    """And from worker threads that it starts, directly and in turn, while its loop waits for them."""
+    every_sync_method(saver)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(every_sync_method, saver).result(10)
+        pool.submit(together, partial(every_sync_method, saver), seconds=10).result(10)
 
 
 async def test_a_sync_call_on_an_event_loop_blocks_it_and_returns(saver: AsyncSaver) -> None:
@@ -245,6 +261,8 @@ SYNC_CALLS: dict[str, Callable[[AsyncSaver], Any]] = {
     "prune": lambda saver: saver.prune(["t"]),
     "delete_for_runs": lambda saver: saver.delete_for_runs(["run"]),
     "delete_thread": lambda saver: saver.delete_thread("t"),
+    "is_busy": lambda saver: saver.is_busy("t"),
+    "session": lambda saver: saver.session("t").__enter__(),
     "del storage": lambda saver: saver.storage.__delitem__("t"),
     "storage.pop": lambda saver: saver.storage.pop("t"),
     "storage.clear": lambda saver: saver.storage.clear(),

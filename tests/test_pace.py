@@ -20,7 +20,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from ormsgpack import unpackb
 
 import async_saver
-from async_saver import AsyncSaver, FastJsonPlusSerializer, MemoryStore, pace, serde
+from async_saver import AsyncSaver, FastJsonPlusSerializer, MemoryStore, Session, pace, serde
 from async_saver.pace import _SLICE
 from async_saver.stores import memory
 from tests.build import all_of, checkpoint, config, ids, listed, put
@@ -60,6 +60,7 @@ CALLS: dict[str, Call] = {
     "aput": lambda saver: put(saver, "1", {"x": 1}),
     "aput_writes": lambda saver: saver.aput_writes(config(checkpoint_id="1"), [("x", 1)], "task"),
     "aput_writes, none": lambda saver: saver.aput_writes(config(checkpoint_id="1"), [], "task"),
+    "aget": lambda saver: saver.aget(config("known")),
     "aget_tuple": lambda saver: saver.aget_tuple(config("known")),
     "aget_tuple, unknown": lambda saver: saver.aget_tuple(config("unknown")),
     "aget_delta_channel_history": lambda saver: saver.aget_delta_channel_history(
@@ -78,7 +79,23 @@ CALLS: dict[str, Call] = {
     "aprune, none": lambda saver: saver.aprune([]),
     "adelete_thread, unknown": lambda saver: saver.adelete_thread("unknown"),
     "adelete_for_runs, unknown": lambda saver: saver.adelete_for_runs(["unknown"]),
+    "ais_busy": lambda saver: saver.ais_busy("known"),
+    "session": lambda saver: _in_and_out(saver.session("known")),
+    "session, ephemeral": lambda saver: _in_and_out(saver.session("unknown", ephemeral=True)),
 }
+
+
+async def _in_and_out(session: Session) -> None:
+    async with session:
+        pass
+
+
+def test_every_method_is_called_here() -> None:
+    """Also those that are yet to be written."""
+    methods = {name for name in dir(AsyncSaver) if name.startswith("a")}
+    assert {name.partition(",")[0] for name in CALLS} == methods | {"session"}
+
+
 EACH_CALL = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 
 
