@@ -67,7 +67,8 @@ class SyncBridge:
                     "a sync method of a saver was called on an event loop where no worker thread can be started (does "
                     "the interpreter end?); call the async method instead"
                 )
-            anyio.run(call.run, backend="asyncio")
+            # asyncio's debug mode would look up source lines, and from Python 3.13 on import what does so.
+            anyio.run(call.run, backend="asyncio", backend_options={"debug": False})
             return call.result()
         portal = self._portal
         try:

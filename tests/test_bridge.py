@@ -682,6 +682,23 @@ print("end")
     assert output_of(script) == "end\n"
 
 
+def test_a_call_while_the_interpreter_ends_is_silent_in_debug_mode() -> None:
+    """Where asyncio looks up source lines; Python 3.13 imports something for it, and nothing can be imported now."""
+    script = """
+import logging
+from async_saver import AsyncSaver
+logging.getLogger("asyncio").setLevel("ERROR")  # it tells of slow steps, too, and the machine may be busy
+saver = AsyncSaver()
+def late():
+    with saver.session("t"):
+        yield
+generator = late()
+next(generator)
+print("end")
+"""
+    assert output_of(script, "-X", "dev") == "end\n"
+
+
 # Subclasses. InMemorySaver's are written in many ways; each method is overridden by itself.
 
 
