@@ -7,11 +7,22 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from weakref import ref
 
 import anyio
 from anyio import CancelScope, move_on_after
 
 __all__ = ["Runner", "SyncCode", "Task", "current_task"]
+
+
+class _Mark(threading.local):
+    """Something in each worker thread that goes with it."""
+
+    def __init__(self) -> None:
+        self.value: threading.Lock = threading.Lock()  # what can be referred to weakly
+
+
+_mark = _Mark()
 
 
 class Runner(ABC):
@@ -27,6 +38,7 @@ class Runner(ABC):
     def __init__(self) -> None:
         self.thread: threading.Thread = threading.current_thread()
         self._pid = os.getpid()
+        self._mark = ref(_mark.value)
 
     @abstractmethod
     def prepare(self) -> None:
@@ -38,7 +50,14 @@ class Runner(ABC):
 
     def is_gone(self) -> bool:
         """Tell whether it has ended, so that it will never leave what it entered."""
-        return self._pid != os.getpid() or not self.thread.is_alive()  # a fork has none of its parent's tasks
+        if self._pid != os.getpid():  # a fork has none of its parent's tasks
+            return True
+        # Up to Python 3.12, an interrupt in the midst of `is_alive` makes it False for ever. Interrupts come in the
+        # main thread: there it is asked only of what has ended, or was not started by `threading`, which is harmless.
+        here = threading.current_thread()
+        if here is self.thread or (here is threading.main_thread() and self._mark() is not None):
+            return False
+        return not self.thread.is_alive()
 
     @abstractmethod
     def now(self) -> float:

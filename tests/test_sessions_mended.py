@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from functools import partial
+from itertools import count
 from typing import Any
 
 import anyio
@@ -35,6 +36,7 @@ from async_saver.bridge import bridge
 from async_saver.guard import guard
 from tests.build import checkpoint, config, listed, put
 from tests.test_forks import runs
+from tests.test_interrupts import cut_at
 from tests.test_sessions import asyncio_is_running, enter_and_leave, held, nothing_is_left, shielded, until
 from tests.test_sessions_across import waiting
 from tests.workers import LOOPS, on_loop, together
@@ -551,6 +553,22 @@ def test_a_sync_session_on_the_portal_is_refused_before_it_waits() -> None:
 
 
 DEAD: list[Any] = []
+
+
+def test_an_interrupt_in_a_look_at_the_holder_does_not_end_it() -> None:
+    """Up to Python 3.12, one in the midst of `Thread.is_alive` makes that False for ever, for whom it was asked."""
+    saver = AsyncSaver()
+    session = saver.session("t")
+    with ThreadPoolExecutor(1) as other:
+        other.submit(session.__enter__).result(10)
+        for number in count():
+            more = cut_at(number, partial(saver._shared.sessions.is_busy, "t"))
+            assert saver._shared.sessions.is_busy("t"), number
+            if not more:
+                break
+        other.submit(session.__exit__, None, None, None).result(10)
+    assert number > 5
+    assert not saver.is_busy("t")
 
 
 @pytest.mark.anyio
