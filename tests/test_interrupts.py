@@ -202,6 +202,25 @@ class Work:
         stored.delete_thread("kept")
 
 
+class InSessions(Work):
+    """All of it in sessions, which wait for one another; an interrupted one hinders nobody."""
+
+    async def some(self, saver: Any) -> None:
+        """Likewise."""
+        async with self.saver.session("kept", timeout=20):
+            await super().some(saver)
+
+    def check(self) -> None:
+        """Likewise, and the conversation is free."""
+        super().check()
+        asyncio.run(self._enter_and_leave())
+
+    async def _enter_and_leave(self) -> None:
+        async with self.saver.session("kept", multitask_strategy="reject"):
+            pass
+        assert not await self.saver.ais_busy("kept")
+
+
 def interrupt_often(alarm: Alarm, rounds: Callable[[Callable[[], object]], object], work: Work) -> None:
     """Interrupt rounds of work a thousand times; `rounds` is called with what begins a round's span of danger."""
     longest = 0.002
@@ -246,12 +265,15 @@ def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_busy")
+@pytest.mark.parametrize("kind", [Work, InSessions], ids=["calls", "sessions"])
 @pytest.mark.parametrize("interrupt", [_raise, _send], ids=["raised at once", "as asyncio.run takes it"])
-def test_interrupts_under_asyncio(alarms: Callable[..., Alarm], interrupt: Callable[[], object]) -> None:
+def test_interrupts_under_asyncio(
+    alarms: Callable[..., Alarm], interrupt: Callable[[], object], kind: type[Work]
+) -> None:
     """Raised wherever the main thread is (Python 3.10, a second Ctrl-C), or as a cancellation of the main task."""
     at_once = interrupt is _raise or sys.version_info < (3, 11)
     alarm, store = alarms(interrupt, spares_the_loop=at_once), MemoryStore()
-    work = Work(AsyncSaver(store=store), store)
+    work = kind(AsyncSaver(store=store), store)
 
     async def main(begin: Callable[[], object]) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)  # it would log each, at length
@@ -271,11 +293,12 @@ def test_interrupts_under_asyncio(alarms: Callable[..., Alarm], interrupt: Calla
 
 
 @pytest.mark.usefixtures("_busy")
-def test_interrupts_under_trio(alarms: Callable[..., Alarm]) -> None:
+@pytest.mark.parametrize("kind", [Work, InSessions], ids=["calls", "sessions"])
+def test_interrupts_under_trio(alarms: Callable[..., Alarm], kind: type[Work]) -> None:
     """Raised where trio lets them be, or else in the main task."""
     trio = pytest.importorskip("trio")
     alarm, store = alarms(_send), MemoryStore()
-    work = Work(AsyncSaver(store=store), store)
+    work = kind(AsyncSaver(store=store), store)
 
     async def main(begin: Callable[[], object]) -> None:
         async with trio.open_nursery() as tasks:
