@@ -539,7 +539,7 @@ def test_a_sync_caller_interrupted_at_any_line_leaves_the_portal_as_it_was(alarm
     idle = fresh.call(_tasks)
 
     async def work() -> None:
-        for _ in range(20):
+        for _ in range(300):  # more than `_all_but` waits for
             await yield_to_loop()
 
     for number in count():
