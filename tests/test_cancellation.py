@@ -645,6 +645,31 @@ async def test_a_call_cancelled_as_the_lock_becomes_its_own(way: Way, name: str,
     assert contents(inner) == after
 
 
+@pytest.mark.parametrize("number", range(4))
+async def test_a_cancelled_waiter_with_nobody_behind_it_takes_the_entry_away(way: Way, number: int) -> None:
+    """While it waits, as the lock becomes its own, or in the turns after that."""
+    saver, cancels, ended = AsyncSaver(), list[Callable[[], object]](), list[str]()
+
+    async def body(cancel: Callable[[], object]) -> None:
+        cancels.append(cancel)
+        try:
+            await put(saver, "1")
+        finally:
+            ended.append("put")
+
+    with anyio.fail_after(10):
+        async with create_task_group() as tasks:
+            async with saver._shared.locks.holding("t"):
+                tasks.start_soon(way, body)
+                await _turns(20)
+                if number == 0:
+                    cancels.pop()()
+            await _turns(number - 1)
+            if cancels and not ended:
+                cancels.pop()()
+    assert not saver._shared.locks._locks
+
+
 async def test_a_cancelled_waiter_lets_go_of_its_own_lock_only(way: Way) -> None:
     """Not of the one that another call made for the conversation before the waiter came to its end."""
     saver, log = AsyncSaver(), []
