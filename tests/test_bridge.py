@@ -248,6 +248,11 @@ def interrupted() -> Iterator[Callable[[Callable[[], Any]], list[Any]]]:
     signal.signal(signal.SIGTERM, former)
 
 
+def _in_session(saver: AsyncSaver) -> None:
+    with saver.session("t"):
+        pass
+
+
 SYNC_CALLS: dict[str, Callable[[AsyncSaver], Any]] = {
     "setup": lambda saver: saver.setup(),
     "put": lambda saver: saver.put(config(), checkpoint("2"), {}, {}),
@@ -262,7 +267,7 @@ SYNC_CALLS: dict[str, Callable[[AsyncSaver], Any]] = {
     "delete_for_runs": lambda saver: saver.delete_for_runs(["run"]),
     "delete_thread": lambda saver: saver.delete_thread("t"),
     "is_busy": lambda saver: saver.is_busy("t"),
-    "session": lambda saver: saver.session("t").__enter__(),
+    "session": _in_session,
     "del storage": lambda saver: saver.storage.__delitem__("t"),
     "storage.pop": lambda saver: saver.storage.pop("t"),
     "storage.clear": lambda saver: saver.storage.clear(),
