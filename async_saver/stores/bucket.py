@@ -32,6 +32,7 @@ __all__ = [
     "PLACE_SIZE",
     "RUN_SIZE",
     "WRITES_SIZE",
+    "WRITE_SIZE",
     "Bucket",
     "Figures",
     "Former",
@@ -70,7 +71,8 @@ _ID = getsizeof("") + 36
 _PAIR = getsizeof(("", ""))
 _RECORD = 5 * _PAIR + 2 * getsizeof(b"") + _ID + 3 * _PLACE
 _RECORD_VERSION = _PAIR + 8
-_WRITE = 3 * _PAIR + getsizeof(b"") + _PLACE
+WRITE_SIZE: int = 3 * _PAIR + getsizeof(b"") + _PLACE
+"""What a write takes beside its value's bytes."""
 WRITES_SIZE: int = getsizeof({"": None}) + _ID + _PLACE
 """What the writes of a checkpoint take beside the writes themselves."""
 RUN_SIZE: int = 2 * (getsizeof({"r"}) + _PLACE) + _ID
@@ -89,7 +91,7 @@ def record_size(record: CheckpointRecord) -> int:
 
 def write_size(write: Write) -> int:
     """Return how many bytes a write takes."""
-    return _WRITE + len(write.value[-1])
+    return WRITE_SIZE + len(write.value[-1])
 
 
 class Former:

@@ -35,6 +35,7 @@ from async_saver.stores.bucket import (
     NAMESPACE_SIZE,
     PLACE_SIZE,
     RUN_SIZE,
+    WRITE_SIZE,
     WRITES_SIZE,
     Bucket,
     Figures,
@@ -334,7 +335,10 @@ class MemoryStore(Store):
     ) -> _Steps:
         bucket, namespace, held = self._prepared(thread_id, checkpoint_ns)
         record = namespace.checkpoints.get(checkpoint_id)
-        if (record is not None and record.hidden) or (record is None and self._is_outdated(namespace, checkpoint_id)):
+        if record is None:
+            if self._limits is not None and self._is_outdated(self._limits, namespace, checkpoint_id):
+                return []
+        elif record.hidden:
             return []  # deleted; what is rebuilt from it must not change
         stored = namespace.writes.get(checkpoint_id, {})
         saved = 0
@@ -350,8 +354,8 @@ class MemoryStore(Store):
                 runs.add(run_id)
         coming = len(new)
         for key, write in new.items():
-            held += write_size(write)
-            if isinstance(write.value, Shared):
+            held += WRITE_SIZE + len(write.value[-1])
+            if type(write.value) is Shared:
                 saved += namespace.history.length(write.value) - len(write.value.parts)
             if (former := stored.get(key)) is not None:
                 coming -= 1
@@ -368,9 +372,9 @@ class MemoryStore(Store):
             steps += beside._put_writes(thread_id, checkpoint_ns, checkpoint_id, writes, None)
         return steps
 
-    def _is_outdated(self, namespace: Namespace, checkpoint_id: str) -> bool:
+    def _is_outdated(self, limits: Limits, namespace: Namespace, checkpoint_id: str) -> bool:
         """Tell whether a checkpoint that is not stored is older than what `keep_last` keeps."""
-        keep = self._limits.retention.keep_last if self._limits is not None else None
+        keep = limits.retention.keep_last
         return keep is not None and len(namespace.ids) >= keep and checkpoint_id < namespace.ids[0]
 
     def _beside(self, thread_id: str, lease: HeldLease | None) -> "MemoryStore | None":
