@@ -196,29 +196,33 @@ class History:
 
         What is kept elsewhere must not be made of one of them, as `bases` tells.
         """
-        gone = [version for version in versions if version in self._kept]
-        new: dict[ChannelVersion, Kept] = {}
+        held, saved = self.figures
+        size = more = 0
+        for version in versions:
+            kept = self._kept.get(version)
+            if kept is not None:
+                size -= _VERSION_SIZE + len(kept[-1])
+                more += len(kept[-1]) - _length_of(kept)
+        bases = self.bases(versions) if self._lines else ()
+        if not bases:
+            return [(self._remove, (versions, {}, {}, (held + size, saved + more)))], (size, more)
         lines: dict[str, _Line] = {}
-        for version in gone:
-            line = lines.get(version[0]) or self._lines.get(version[0], _NO_LINE)
-            if version in line.versions:
-                lines[version[0]] = line.without(version)
-        if lines:
-            for version, kept in self._kept.items():
-                if isinstance(kept, Shared) and kept.base in gone and version not in gone:
-                    new[version] = self.whole(kept)
-            for line in lines.values():
-                if line.versions:
-                    new[line.versions[-1]] = self.whole(self._kept[line.versions[-1]])
-        grown = self._growth(new, {})
-        for version in gone:
-            kept = self._kept[version]
-            grown = _sum(grown, (-_VERSION_SIZE - len(kept[-1]), len(kept[-1]) - _length_of(kept)))
-        return [(self._remove, (gone, lines, new, _sum(self.figures, grown)))], grown
+        for version in bases:
+            line = lines.get(version[0]) or self._lines[version[0]]
+            lines[version[0]] = line.without(version)
+        new: dict[ChannelVersion, Kept] = {}
+        for version, kept in self._kept.items():
+            if isinstance(kept, Shared) and kept.base in bases and version not in versions:
+                new[version] = self.whole(kept)
+        for line in lines.values():
+            if line.versions:
+                new[line.versions[-1]] = self.whole(self._kept[line.versions[-1]])
+        grown = _sum((size, more), self._growth(new, {}))
+        return [(self._remove, (versions, lines, new, _sum(self.figures, grown)))], grown
 
     def _remove(
         self,
-        gone: Sequence[ChannelVersion],
+        gone: Collection[ChannelVersion],
         lines: "Mapping[str, _Line]",
         new: Mapping[ChannelVersion, Kept],
         figures: Size,
@@ -230,7 +234,9 @@ class History:
                 self._lines[channel] = line
             else:
                 self._lines.pop(channel, None)
-        self._update(new, figures)
+        if new:
+            self._kept.update(new)
+        self.figures = figures
 
     def bases(self, versions: Collection[ChannelVersion]) -> Collection[ChannelVersion]:
         """Return those of some versions that others may be made of."""

@@ -5,12 +5,10 @@ from collections.abc import Collection, Iterator, Sequence
 from contextvars import ContextVar
 from heapq import heappop, heappush
 from math import floor, inf
-from operator import setitem
 from weakref import WeakSet, WeakValueDictionary
 
 from async_saver.retention import EvictionReason, Retention
 from async_saver.stores.bucket import Bucket
-from async_saver.stores.history import Step
 
 __all__ = ["Limits", "Stand", "Work", "standing"]
 
@@ -70,7 +68,7 @@ class Limits:
         retention: The limits.
         by_use: Whether any of them is on whole conversations, so that uses are noted.
         evictions: How many conversations went, by reason.
-        untold: What `Retention.on_evict` has not been told, by number.
+        untold: What `Retention.on_evict` has not been told.
         pruned: How many checkpoints went by `keep_last`.
         overruns: How many writes left a limit exceeded, as nothing could be taken.
         overfull: Conversations that may have more checkpoints than `keep_last`.
@@ -81,8 +79,10 @@ class Limits:
     def __init__(self, retention: Retention) -> None:
         self.retention: Retention = retention
         self.by_use: bool = any(one is not None for one in (retention.ttl, retention.max_threads, retention.max_bytes))
+        # The same for all, where it is not asked for each.
+        self._lifetime: float | None = None if callable(retention.ttl) else retention.lifetime("") or inf
         self.evictions: dict[str, int] = {"ttl": 0, "max_threads": 0, "max_bytes": 0}
-        self.untold: dict[int, tuple[str, EvictionReason]] = {}
+        self.untold: dict[tuple[str, int], tuple[str, EvictionReason]] = {}
         self.pruned: int = 0
         self.overruns: int = 0
         self.overfull: dict[str, None] = {}
@@ -104,10 +104,9 @@ class Limits:
 
     def lifetime(self, thread_id: str) -> float:
         """Return after how many seconds without use a conversation goes."""
-        if self.retention.ttl is None or (callable(self.retention.ttl) and thread_id in self._uses):
-            return inf
-        lifetime = self.retention.lifetime(thread_id)
-        return inf if lifetime is None else lifetime
+        if self._lifetime is not None:
+            return self._lifetime
+        return inf if thread_id in self._uses else self.retention.lifetime(thread_id) or inf
 
     # Uses. What changes them may run twice, as an interrupt may cut it off.
 
@@ -149,13 +148,17 @@ class Limits:
         use = self._uses.get(thread_id)
         return use is not None and now - use.when > use.lifetime
 
+    def are_due(self, now: float) -> bool:
+        """Tell whether there is a second that has passed in which a conversation may have gone unused for too long."""
+        return bool(self._ticks) and self._ticks[0] + 1 <= now
+
     def first_due(self, now: float) -> str | None:
         """Return a conversation that has gone unused for too long, of those whose second has passed.
 
         Those are looked at on the way that were used since. Each comes once in a time of its life.
         """
         for _ in range(_AT_ONCE):
-            if not self._ticks or self._ticks[0] + 1 > now:
+            if not self.are_due(now):
                 return None
             due = self._due.get(self._ticks[0])
             thread_id = next(iter(due), None) if due else None
@@ -203,13 +206,12 @@ class Limits:
         """Tell whether a call is under way on a conversation."""
         return bool(self.works) and any(thread_id in work.thread_ids for work in self.works)
 
-    def evicted(self, thread_id: str, reason: EvictionReason) -> list[Step]:
-        """Return the steps that count an eviction, and have it told."""
-        number = self.evictions[reason] + 1
-        steps: list[Step] = [(setitem, (self.evictions, reason, number))]
+    def evicted(self, thread_id: str, reason: EvictionReason, number: int) -> None:
+        """Note that a conversation has gone, as the one of a number by this reason."""
+        self.forget(thread_id)
+        self.evictions[reason] = number
         if self.retention.on_evict is not None:
-            steps.append((setitem, (self.untold, sum(self.evictions.values()), (thread_id, reason))))
-        return steps
+            self.untold[reason, number] = (thread_id, reason)
 
     # Stands.
 
@@ -231,9 +233,13 @@ class Limits:
             mark = self._stood[place, checkpoint_id] = _Mark()
         return mark
 
+    def has_stands(self) -> bool:
+        """Tell whether any run stands anywhere."""
+        return bool(self._stood)
+
     def is_stood_on(self, place: _Place, checkpoint_id: str) -> bool:
         """Tell whether a run stands on a checkpoint."""
-        return bool(self._stood) and (place, checkpoint_id) in self._stood
+        return (place, checkpoint_id) in self._stood
 
     def faults(self, thread_ids: Collection[str]) -> Iterator[str]:
         """Say what here is not as it follows from the conversations that there are."""

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from math import inf
 from operator import setitem
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from anyio.lowlevel import checkpoint as yield_to_loop
 from typing_extensions import Self
@@ -57,6 +57,7 @@ _Key = tuple[str, str]
 _Ordered = TypeVar("_Ordered", str, tuple[str, str])
 _T = TypeVar("_T")
 _Ids = list[str]
+_Places = list[_Key]
 _Formers = list[tuple[Bucket, Sequence[Bucket]]]
 """Buckets that are stored no longer, each with those that may have taken parts of it over."""
 
@@ -750,7 +751,9 @@ class MemoryStore(Store):
             most = 2 * max(namespace.settled, keep) if namespace.delta_channels else namespace.settled + _LOOKS
             return self._leases.held(thread_id) is None and len(namespace.checkpoints) >= most
         place = (thread_id, checkpoint_ns)
-        oldest = [one for one in namespace.ids[:over] if not limits.is_stood_on(place, one)]
+        oldest = namespace.ids[:over]
+        if limits.has_stands():
+            oldest = [one for one in oldest if not limits.is_stood_on(place, one)]
         if oldest:
             self._commit(self._without_oldest(thread_id, bucket, checkpoint_ns, namespace, oldest))
             limits.pruned += len(oldest)
@@ -759,34 +762,40 @@ class MemoryStore(Store):
     def _without_oldest(
         self, thread_id: str, bucket: Bucket, checkpoint_ns: str, namespace: Namespace, oldest: _Ids
     ) -> _Steps:
+        users, checkpoints = namespace.users(), namespace.checkpoints
         gone = {*oldest}
-        users = namespace.users()
-        values = [
-            version for one in oldest for version in namespace.checkpoints[one].versions if users.get(version) in gone
-        ]
+        values = [version for one in oldest for version in checkpoints[one].versions if users.get(version) in gone]
         steps, (held, saved) = namespace.without(values)
         number = 0
         for one in oldest:
-            record, writes = namespace.checkpoints[one], namespace.writes.get(one, {})
-            number += len(writes)
-            held -= record_size(record) + (WRITES_SIZE if writes else 0)
-            for write in writes.values():
-                held -= write_size(write)
-                if isinstance(write.value, Shared):
-                    saved -= namespace.history.length(write.value) - len(write.value.parts)
-            for run_id in {record.run_id, *(write.run_id for write in writes.values())}:
-                if run_id is not None:
-                    held -= self._drop_run(thread_id, bucket, run_id, (one, checkpoint_ns), steps)
-        grown = (-len(oldest), -number, held, saved)
-        figures, totals = _plus(bucket.figures, grown), _plus(self._totals, grown)
-        ids = [one for one in namespace.ids if one not in gone]
-        order = [one for one in bucket.order if one[1] != checkpoint_ns or one[0] not in gone]
+            record = checkpoints[one]
+            held -= record_size(record)
+            if record.run_id is not None:
+                held -= self._drop_run(thread_id, bucket, record.run_id, (one, checkpoint_ns), steps)
+            writes = namespace.writes.get(one)
+            if writes is not None:
+                number += len(writes)
+                held -= WRITES_SIZE
+                for write in writes.values():
+                    held -= write_size(write)
+                    if isinstance(write.value, Shared):
+                        saved -= namespace.history.length(write.value) - len(write.value.parts)
+                for run_id in {write.run_id for write in writes.values()} - {None, record.run_id}:
+                    held -= self._drop_run(thread_id, bucket, cast(str, run_id), (one, checkpoint_ns), steps)
+        ids, order = _without_first(namespace.ids, oldest), bucket.order
+        if len(bucket.namespaces) == 1:
+            order = _without_first(order, [(one, checkpoint_ns) for one in oldest])
+        else:
+            order = [place for place in order if place[1] != checkpoint_ns or place[0] not in gone]
+        before, total, less = bucket.figures, self._totals, len(oldest)
+        figures = (before[0] - less, before[1] - number, before[2] + held, before[3] + saved)
+        totals = (total[0] - less, total[1] - number, total[2] + held, total[3] + saved)
         steps.append((namespace.drop, (oldest, ids, values)))
         steps.append((self._put_drop, (bucket, bucket.changes + 1, order, figures, totals)))
         return steps
 
-    def _put_drop(self, bucket: Bucket, changes: int, order: Sequence[_Key], figures: Figures, totals: Figures) -> None:
-        bucket.changes, bucket.order = changes, [*order]
+    def _put_drop(self, bucket: Bucket, changes: int, order: _Places, figures: Figures, totals: Figures) -> None:
+        bucket.changes, bucket.order = changes, order
         bucket.figures, self._totals = figures, totals
 
     def _drop_run(self, thread_id: str, bucket: Bucket, run_id: str, place: _Key, steps: _Steps) -> int:
@@ -811,7 +820,7 @@ class MemoryStore(Store):
 
     def _evict_some(self, limits: Limits, spared: str | None, now: float) -> bool:
         """Let a few conversations go, if any have to; tell whether more have. The caller is in the guard."""
-        if limits.retention.ttl is not None:
+        if limits.are_due(now):
             self._evict_due(limits, spared, now)
         looked = taken = 0
         while (reason := self._exceeded(limits.retention)) is not None:
@@ -840,8 +849,21 @@ class MemoryStore(Store):
 
     def _evict(self, limits: Limits, thread_id: str, reason: EvictionReason) -> None:
         """Let a conversation go. The caller is in the guard, and has looked whether it may."""
-        freed = self._replace({thread_id: None}, also=limits.evicted(thread_id, reason))
-        limits.freed += [one for one in freed if one[0].figures[2] >= _LARGE]
+        bucket = self._buckets[thread_id]
+        checkpoints, writes, held, saved = bucket.figures
+        total = self._totals
+        totals = (total[0] - checkpoints, total[1] - writes, total[2] - held - len(thread_id), total[3] - saved)
+        steps: _Steps = [
+            (self._buckets.pop, (thread_id, None)),
+            (setattr, (self, "_totals", totals)),
+            (limits.evicted, (thread_id, reason, limits.evictions[reason] + 1)),
+        ]
+        for run_id in bucket.runs:
+            threads = self._runs[run_id]
+            steps.append((self._runs.pop, (run_id, None)) if len(threads) == 1 else (threads.discard, (thread_id,)))
+        self._commit(steps)
+        if held >= _LARGE:
+            limits.freed.append((bucket, ()))
 
     async def _keep_on(self, limits: Limits, thread_id: str | None, now: float) -> None:
         """Keep to the limits, a slice at a time; of `thread_id`, to `keep_last`, too."""
@@ -912,8 +934,11 @@ class MemoryStore(Store):
 
     def evictions(self) -> Iterator[tuple[str, EvictionReason]]:
         """See `Store.evictions`."""
-        limits = self._limits
-        while limits is not None and limits.untold:
+        return self._untold(self._limits) if self._limits is not None and self._limits.untold else iter(())
+
+    @staticmethod
+    def _untold(limits: Limits) -> Iterator[tuple[str, EvictionReason]]:
+        while limits.untold:
             try:
                 told = limits.untold.pop(next(iter(limits.untold)))
             except (KeyError, StopIteration, RuntimeError):
@@ -1097,6 +1122,13 @@ def _drafted(find: Callable[[str], Bucket | None], drafts: Mapping[str, _Draft],
 def _with(ascending: list[_Ordered], item: _Ordered) -> list[_Ordered]:
     """Return what a list with one more item is: the list itself if it only has to grow at its end."""
     return ascending if not ascending or item > ascending[-1] else with_inserted(ascending, item)
+
+
+def _without_first(ascending: list[_Ordered], items: Sequence[_Ordered]) -> list[_Ordered]:
+    """Return a new list without some items, which are mostly its first."""
+    if ascending[: len(items)] == items:
+        return ascending[len(items) :]
+    return [one for one in ascending if one not in items]
 
 
 def _append_greater(ascending: list[_Ordered], item: _Ordered) -> None:
