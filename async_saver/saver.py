@@ -287,7 +287,7 @@ class AsyncSaver(
         if store.retention is not None:
             self._shared.begin_to_read()
         stored = await store.get(thread_id, checkpoint_ns or "", checkpoint_id)
-        if store.retention is not None and self._shared.tells():
+        if store.untold:
             await self._shared.tell()
         if stored is None:
             return None
@@ -387,7 +387,7 @@ class AsyncSaver(
         """
         put = self._encoded(config, checkpoint, metadata, new_versions)
         conflict = await self._put(*put)
-        if self._shared.store.retention is not None and self._shared.tells():
+        if self._shared.store.untold:
             await self._shared.tell()
         if conflict:
             self._shared.count_conflict()
@@ -449,7 +449,7 @@ class AsyncSaver(
             SerializationError: A value cannot be serialised.
         """
         await self._put_writes(*self._encoded_writes(config, writes, task_id, task_path))
-        if self._shared.store.retention is not None and self._shared.tells():
+        if self._shared.store.untold:
             await self._shared.tell()
 
     def _encoded_writes(
@@ -646,7 +646,7 @@ class AsyncSaver(
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
         self._shared.begin_to_read()
         stored = bridge.call(self._shared.store.get, thread_id, checkpoint_ns or "", checkpoint_id)
-        if self._shared.tells():
+        if self._shared.store.untold:
             self._shared.tell_from_sync_code()
         if stored is None:
             return None
@@ -694,7 +694,7 @@ class AsyncSaver(
         """Store a checkpoint; see `aput`."""
         put = self._encoded(config, checkpoint, metadata, new_versions)
         conflict = bridge.call(self._put, *put)
-        if self._shared.tells():
+        if self._shared.store.untold:
             self._shared.tell_from_sync_code()
         if conflict:
             self._shared.count_conflict()
@@ -710,7 +710,7 @@ class AsyncSaver(
     ) -> None:
         """Store writes that a task made on the way to the next checkpoint; see `aput_writes`."""
         bridge.call(self._put_writes, *self._encoded_writes(config, writes, task_id, task_path))
-        if self._shared.tells():
+        if self._shared.store.untold:
             self._shared.tell_from_sync_code()
 
     def delete_thread(self, thread_id: str) -> None:
@@ -724,7 +724,7 @@ class AsyncSaver(
     def sweep(self) -> int:
         """Let go now of what goes beyond the saver's `Retention`; see `asweep`."""
         evicted = bridge.call(self._shared.store.sweep)
-        if self._shared.tells():
+        if self._shared.store.untold:
             self._shared.tell_from_sync_code()
         return evicted
 
@@ -784,10 +784,6 @@ class _Shared:
         """Count a checkpoint that was in conflict."""
         with guard:
             self.conflicts += 1
-
-    def tells(self) -> bool:
-        """Tell whether there is somebody to be told of what has gone."""
-        return self.store.retention is not None and self.store.retention.on_evict is not None
 
     async def tell(self) -> None:
         """Tell `Retention.on_evict` of what has gone."""

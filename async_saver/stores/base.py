@@ -4,7 +4,7 @@ Provisional: it may change in any release before 1.0.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from async_saver.errors import InvalidValueError, SessionError
@@ -209,6 +209,9 @@ class Store(ABC):
 
     retention: Retention | None = None
     """What it keeps to."""
+
+    untold: Collection[object] = ()
+    """Is not empty if there is something to iterate over in `evictions`."""
 
     def retain(self, retention: Retention) -> None:
         """Keep to limits from now on.

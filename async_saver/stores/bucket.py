@@ -197,7 +197,7 @@ class Namespace:
     def without(self, values: Collection[ChannelVersion]) -> tuple[list[Step], Size]:
         """Return the steps that take values away, and what they take more (that is, less) then."""
         steps, grown = self.history.without(values)
-        bases = self.history.bases(values) if self.writes else ()
+        bases = self.history.bases(values)
         return (steps, grown) if not bases else self._made_whole(bases, steps, grown)
 
     def _made_whole(self, bases: Collection[ChannelVersion], steps: list[Step], grown: Size) -> tuple[list[Step], Size]:

@@ -191,6 +191,20 @@ class History:
             line = self._lines[channel] = _Line(0, [])
         line.versions[length:] = coming
 
+    def size(self, versions: Iterable[ChannelVersion]) -> int:
+        """Return how many bytes some values take, where none is shared."""
+        size = 0
+        for version in versions:
+            if (kept := self._kept.get(version)) is not None:
+                size += _VERSION_SIZE + len(kept[-1])
+        return size
+
+    def drop(self, versions: Iterable[ChannelVersion], figures: Size) -> None:
+        """Take values away, where none is shared, as a step."""
+        for version in versions:
+            self._kept.pop(version, None)
+        self.figures = figures
+
     def without(self, versions: Collection[ChannelVersion]) -> tuple[list[Step], Size]:
         """Return the steps that take values away, and what they add to the figures.
 
@@ -202,8 +216,9 @@ class History:
             kept = self._kept.get(version)
             if kept is not None:
                 size -= _VERSION_SIZE + len(kept[-1])
-                more += len(kept[-1]) - _length_of(kept)
-        bases = self.bases(versions) if self._lines else ()
+                if type(kept) is Shared:
+                    more += len(kept.parts) - _length(kept.parts)
+        bases = self.bases(versions)
         if not bases:
             return [(self._remove, (versions, {}, {}, (held + size, saved + more)))], (size, more)
         lines: dict[str, _Line] = {}
@@ -227,19 +242,22 @@ class History:
         new: Mapping[ChannelVersion, Kept],
         figures: Size,
     ) -> None:
-        for version in gone:
-            self._kept.pop(version, None)
+        self.drop(gone, figures)
         for channel, line in lines.items():
             if line.versions:
                 self._lines[channel] = line
             else:
                 self._lines.pop(channel, None)
-        if new:
-            self._kept.update(new)
-        self.figures = figures
+        self._kept.update(new)
+
+    def has_lines(self) -> bool:
+        """Tell whether others may be made of any version."""
+        return bool(self._lines)
 
     def bases(self, versions: Collection[ChannelVersion]) -> Collection[ChannelVersion]:
         """Return those of some versions that others may be made of."""
+        if not self._lines:
+            return ()
         return [one for one in versions if one[0] in self._lines and one in self._lines[one[0]].versions]
 
     def copy(self) -> "History":

@@ -66,6 +66,8 @@ class Limits:
 
     Attributes:
         retention: The limits.
+        keep_last, max_threads, max_bytes: Its own; 0, or what is never reached, for None.
+        lifetime: After how many seconds without use conversations go; None if that is asked for each.
         by_use: Whether any of them is on whole conversations, so that uses are noted.
         evictions: How many conversations went, by reason.
         untold: What `Retention.on_evict` has not been told.
@@ -79,8 +81,10 @@ class Limits:
     def __init__(self, retention: Retention) -> None:
         self.retention: Retention = retention
         self.by_use: bool = any(one is not None for one in (retention.ttl, retention.max_threads, retention.max_bytes))
-        # The same for all, where it is not asked for each.
-        self._lifetime: float | None = None if callable(retention.ttl) else retention.lifetime("") or inf
+        self.keep_last: int = retention.keep_last or 0
+        self.max_threads: float = retention.max_threads or inf
+        self.max_bytes: float = retention.max_bytes or inf
+        self.lifetime: float | None = None if callable(retention.ttl) else retention.lifetime("") or inf
         self.evictions: dict[str, int] = {"ttl": 0, "max_threads": 0, "max_bytes": 0}
         self.untold: dict[tuple[str, int], tuple[str, EvictionReason]] = {}
         self.pruned: int = 0
@@ -102,18 +106,17 @@ class Limits:
         """Return the time."""
         return self.retention.clock() if self.by_use else 0.0
 
-    def lifetime(self, thread_id: str) -> float:
-        """Return after how many seconds without use a conversation goes."""
-        if self._lifetime is not None:
-            return self._lifetime
+    def lifetime_of(self, thread_id: str) -> float:
+        """Return after how many seconds without use a conversation goes; asked for it if it is a new one."""
+        if self.lifetime is not None:
+            return self.lifetime
         return inf if thread_id in self._uses else self.retention.lifetime(thread_id) or inf
 
     # Uses. What changes them may run twice, as an interrupt may cut it off.
 
     def use(self, thread_id: str, now: float, lifetime: float) -> None:
         """Note that a conversation is written to; `lifetime` is heeded if it is a new one."""
-        use = self._uses.get(thread_id)
-        if use is None:
+        if (use := self._uses.get(thread_id)) is None:
             use = Use(now, lifetime)
             self._note(thread_id, use)  # first: what is in `_uses` has been noted
             self._uses[thread_id] = use
@@ -145,8 +148,7 @@ class Limits:
 
     def is_over(self, thread_id: str, now: float) -> bool:
         """Tell whether a conversation has gone unused for too long."""
-        use = self._uses.get(thread_id)
-        return use is not None and now - use.when > use.lifetime
+        return (use := self._uses.get(thread_id)) is not None and now - use.when > use.lifetime
 
     def are_due(self, now: float) -> bool:
         """Tell whether there is a second that has passed in which a conversation may have gone unused for too long."""
@@ -221,10 +223,9 @@ class Limits:
         if stand is not None:
             stand.limits, stand.place, stand.mark = self, place, self._marked(place, checkpoint_id)
 
-    def step(self, place: _Place, checkpoint_id: str) -> None:
+    def step(self, stand: Stand, place: _Place, checkpoint_id: str) -> None:
         """Note that a run stands on a checkpoint that it has stored."""
-        stand = standing.get()
-        if stand is not None and stand.limits is self and stand.place == place:
+        if stand.limits is self and stand.place == place:
             stand.mark = self._marked(place, checkpoint_id)
 
     def _marked(self, place: _Place, checkpoint_id: str) -> _Mark:

@@ -3,13 +3,13 @@
 import copy
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import chain, islice
 from math import inf
 from operator import setitem
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from anyio.lowlevel import checkpoint as yield_to_loop
 from typing_extensions import Self
@@ -46,9 +46,9 @@ from async_saver.stores.bucket import (
     with_inserted,
     write_size,
 )
-from async_saver.stores.history import Shared, Step
+from async_saver.stores.history import Shared, Size, Step
 from async_saver.stores.leases import HeldLease, Leases, lease_of, lost_error
-from async_saver.stores.limits import Limits, Work
+from async_saver.stores.limits import Limits, Work, standing
 
 __all__ = ["MemoryStore"]
 
@@ -86,6 +86,7 @@ class MemoryStore(Store):
         self._totals: Figures = (0, 0, 0, 0)  # of all buckets, with their thread_ids
         self._limits: Limits | None = None
         self.retention: Retention | None = None
+        self.untold: Collection[object] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = copy.copy(self)
@@ -219,20 +220,19 @@ class MemoryStore(Store):
     ) -> bool:
         """See `Store.put`."""
         lease = lease_of(thread_id, leases) if leases else None
-        lost = conflict = torn = False
+        lost = conflict = torn = left = False
         limits = self._limits
         now = lifetime = 0.0
         if limits is not None and limits.by_use:
-            now, lifetime = limits.now(), limits.lifetime(thread_id)
-            if limits.is_over(thread_id, now):
+            now, lifetime = limits.retention.clock(), limits.lifetime or limits.lifetime_of(thread_id)
+            if limits.retention.ttl is not None and limits.is_over(thread_id, now):
                 await self._use(limits, thread_id)
-        left = False
         with guard:
             if self._journal is not None:
                 self._settle()
             if lease is not None:
                 lost = lease.is_lost()
-            if limits is not None:
+            if limits is not None and record.parent_id is not None:
                 torn = self._would_be_torn(thread_id, checkpoint_ns, record, blobs)
             if on_conflict is not None:
                 conflict = self._is_in_conflict(thread_id, checkpoint_ns, record)
@@ -278,14 +278,21 @@ class MemoryStore(Store):
             coming = 1
         namespace.note_users(record)
         steps: _Steps = [(_add_checkpoint, (bucket, checkpoint_ns, namespace, record, ids, order))]
+        grown = (0, 0)
+        number = 0
         if blobs:
             values, grown = namespace.added(dict(blobs))
             if values:
                 steps += values
                 held, saved = held + grown[0], grown[1]
+        limits = self._limits
+        if limits is not None and 0 < limits.keep_last == len(namespace.ids) and coming and ids is namespace.ids:
+            less = self._first_dropped(limits, thread_id, bucket, checkpoint_ns, namespace, record, grown, steps)
+            if less is not None:
+                coming, number, held, saved = 0, less[0], held + less[1], saved + less[2]
         if record.run_id is not None:
             held += self._add_run(thread_id, bucket, record.run_id, (record.checkpoint_id, checkpoint_ns), steps)
-        self._add(thread_id, bucket, checkpoint_ns, namespace, (coming, 0, held, saved), now, lifetime, steps)
+        self._add(thread_id, bucket, checkpoint_ns, namespace, (coming, number, held, saved), now, lifetime, steps)
         if self._leases.kept_buckets and (beside := self._beside(thread_id, lease)) is not None:
             steps += beside._put(thread_id, checkpoint_ns, record, blobs, None)
         return steps
@@ -302,14 +309,13 @@ class MemoryStore(Store):
         if not writes:
             return
         lease = lease_of(thread_id, leases) if leases else None
-        lost = False
+        lost = left = False
         limits = self._limits
         now = lifetime = 0.0
         if limits is not None and limits.by_use:
-            now, lifetime = limits.now(), limits.lifetime(thread_id)
-            if limits.is_over(thread_id, now):
+            now, lifetime = limits.retention.clock(), limits.lifetime or limits.lifetime_of(thread_id)
+            if limits.retention.ttl is not None and limits.is_over(thread_id, now):
                 await self._use(limits, thread_id)
-        left = False
         with guard:
             if self._journal is not None:
                 self._settle()
@@ -658,7 +664,7 @@ class MemoryStore(Store):
     def retain(self, retention: Retention) -> None:
         """See `Store.retain`."""
         limits = Limits(retention)
-        lifetimes = {thread_id: limits.lifetime(thread_id) for thread_id in self.peek(list)}
+        lifetimes = {thread_id: limits.lifetime_of(thread_id) for thread_id in self.peek(list)}
         now = limits.now()
         with guard:
             self._settle()
@@ -673,7 +679,7 @@ class MemoryStore(Store):
             if limits.by_use:
                 limits.use(thread_id, now, lifetimes.get(thread_id, inf))
             limits.overfull[thread_id] = None
-        self._limits, self.retention = limits, limits.retention
+        self._limits, self.retention, self.untold = limits, limits.retention, limits.untold
 
     def _is_in_use(self, limits: Limits, thread_id: str) -> bool:
         """Tell whether a conversation has an open session, or a call that is under way in several steps."""
@@ -704,7 +710,7 @@ class MemoryStore(Store):
             return 0.0, inf
         for thread_id in thread_ids:
             await self._use(limits, thread_id)
-        return limits.now(), limits.lifetime(thread_ids[-1])
+        return limits.now(), limits.lifetime_of(thread_ids[-1])
 
     def _would_be_torn(
         self,
@@ -714,9 +720,8 @@ class MemoryStore(Store):
         blobs: Sequence[tuple[ChannelVersion, Blob]],
     ) -> bool:
         """Tell whether a checkpoint lacks values, as its parent's went before it came."""
-        if record.parent_id is None:
-            return False
-        namespace = self._namespace(thread_id, checkpoint_ns)
+        bucket = self._buckets.get(thread_id)
+        namespace = None if bucket is None else bucket.namespaces.get(checkpoint_ns)
         if namespace is None:
             return len(blobs) < len(record.versions)
         if record.parent_id in namespace.checkpoints:
@@ -734,18 +739,21 @@ class MemoryStore(Store):
             now: The time.
         """
         left = False
-        if place is not None and limits.retention.keep_last is not None:
-            limits.step((thread_id, place[1]), place[0])
-            left = self._keep_last(limits, limits.retention.keep_last, thread_id, place[1])
-        return (limits.by_use and self._evict_some(limits, thread_id, now)) or left or bool(limits.freed)
+        if place is not None and limits.keep_last:
+            checkpoint_id, checkpoint_ns = place
+            if (stand := standing.get()) is not None:
+                limits.step(stand, (thread_id, checkpoint_ns), checkpoint_id)
+            bucket = self._buckets[thread_id]
+            if len(bucket.namespaces[checkpoint_ns].ids) > limits.keep_last:
+                left = self._keep_last(limits, bucket, thread_id, checkpoint_ns)
+        if limits.by_use and (limits.are_due(now) or self._exceeded(limits) is not None):
+            left = self._evict_some(limits, thread_id, now) or left
+        return left or bool(limits.freed)
 
-    def _keep_last(self, limits: Limits, keep: int, thread_id: str, checkpoint_ns: str) -> bool:
+    def _keep_last(self, limits: Limits, bucket: Bucket, thread_id: str, checkpoint_ns: str) -> bool:
         """Let the oldest checkpoints go, if that is done in a moment; else tell whether it is worth the time."""
-        bucket = self._buckets[thread_id]
-        namespace = bucket.namespaces[checkpoint_ns]
+        namespace, keep = bucket.namespaces[checkpoint_ns], limits.keep_last
         over = len(namespace.ids) - keep
-        if over <= 0:
-            return False
         if over > _LOOKS or namespace.delta_channels or self._leases.held(thread_id) is not None:
             limits.overfull[thread_id] = None
             most = 2 * max(namespace.settled, keep) if namespace.delta_channels else namespace.settled + _LOOKS
@@ -755,48 +763,106 @@ class MemoryStore(Store):
         if limits.has_stands():
             oldest = [one for one in oldest if not limits.is_stood_on(place, one)]
         if oldest:
-            self._commit(self._without_oldest(thread_id, bucket, checkpoint_ns, namespace, oldest))
+            steps: _Steps = []
+            number, held, saved = self._drop(thread_id, bucket, checkpoint_ns, namespace, oldest, steps)
+            grown = (-len(oldest), number, held, saved)
+            figures, totals = _plus(bucket.figures, grown), _plus(self._totals, grown)
+            steps.append((self._count, (bucket, bucket.changes + 1, figures, totals)))
+            self._commit(steps)
             limits.pruned += len(oldest)
         return False
 
-    def _without_oldest(
-        self, thread_id: str, bucket: Bucket, checkpoint_ns: str, namespace: Namespace, oldest: _Ids
-    ) -> _Steps:
+    def _first_dropped(
+        self,
+        limits: Limits,
+        thread_id: str,
+        bucket: Bucket,
+        checkpoint_ns: str,
+        namespace: Namespace,
+        coming: CheckpointRecord,
+        grown: Size,
+        steps: _Steps,
+    ) -> tuple[int, int, int] | None:
+        """Add the step by which the oldest checkpoint goes as another one comes, in the plain case; see `_drop`.
+
+        What `_drop` does, in half the time. Where more has to be looked at, it is left to that.
+
+        Returns:
+            What it adds to the writes, bytes and bytes saved; None if it is not plain.
+        """
+        one = namespace.ids[0]
+        history = namespace.history
+        if (
+            bucket.order[0] != (one, checkpoint_ns)
+            or namespace.delta_channels
+            or coming.delta_channels
+            or history.has_lines()
+            or (limits.has_stands() and limits.is_stood_on((thread_id, checkpoint_ns), one))
+            or self._leases.held(thread_id) is not None
+        ):
+            return None
+        users, record = namespace.users(), namespace.checkpoints[one]
+        values = [version for version in record.versions if users.get(version) == one]
+        size = history.size(values)
+        held, number = -size - record_size(record), 0
+        runs = {record.run_id}
+        writes = namespace.writes.get(one)
+        if writes is not None:
+            number = len(writes)
+            held -= WRITES_SIZE + sum(map(write_size, writes.values()))
+            runs.update(write.run_id for write in writes.values())
+        for run_id in runs:
+            if run_id is not None:
+                held -= self._drop_run(thread_id, bucket, run_id, (one, checkpoint_ns), steps)
+        ids, order = namespace.ids[1:], bucket.order[1:]
+        ids.append(coming.checkpoint_id)
+        order.append((coming.checkpoint_id, checkpoint_ns))
+        before = history.figures
+        figures = (before[0] + grown[0] - size, before[1] + grown[1])
+        steps.append((_drop_first, (bucket, namespace, one, ids, order, values, figures)))
+        limits.pruned += 1
+        return -number, held, 0
+
+    def _drop(
+        self,
+        thread_id: str,
+        bucket: Bucket,
+        checkpoint_ns: str,
+        namespace: Namespace,
+        oldest: _Ids,
+        steps: _Steps,
+    ) -> tuple[int, int, int]:
+        """Add the steps by which the oldest checkpoints go; return what that adds to the writes, bytes, bytes saved."""
         users, checkpoints = namespace.users(), namespace.checkpoints
         gone = {*oldest}
         values = [version for one in oldest for version in checkpoints[one].versions if users.get(version) in gone]
-        steps, (held, saved) = namespace.without(values)
+        more, (held, saved) = namespace.without(values)
+        steps += more
         number = 0
         for one in oldest:
             record = checkpoints[one]
             held -= record_size(record)
-            if record.run_id is not None:
-                held -= self._drop_run(thread_id, bucket, record.run_id, (one, checkpoint_ns), steps)
+            runs = {record.run_id}
             writes = namespace.writes.get(one)
             if writes is not None:
-                number += len(writes)
+                runs.update(write.run_id for write in writes.values())
+                number -= len(writes)
                 held -= WRITES_SIZE
                 for write in writes.values():
                     held -= write_size(write)
                     if isinstance(write.value, Shared):
                         saved -= namespace.history.length(write.value) - len(write.value.parts)
-                for run_id in {write.run_id for write in writes.values()} - {None, record.run_id}:
-                    held -= self._drop_run(thread_id, bucket, cast(str, run_id), (one, checkpoint_ns), steps)
-        ids, order = _without_first(namespace.ids, oldest), bucket.order
-        if len(bucket.namespaces) == 1:
-            order = _without_first(order, [(one, checkpoint_ns) for one in oldest])
-        else:
-            order = [place for place in order if place[1] != checkpoint_ns or place[0] not in gone]
-        before, total, less = bucket.figures, self._totals, len(oldest)
-        figures = (before[0] - less, before[1] - number, before[2] + held, before[3] + saved)
-        totals = (total[0] - less, total[1] - number, total[2] + held, total[3] + saved)
+            for run_id in runs:
+                if run_id is not None:
+                    held -= self._drop_run(thread_id, bucket, run_id, (one, checkpoint_ns), steps)
+        ids = _without_first(namespace.ids, oldest)
+        order = _without_first(bucket.order, [(one, checkpoint_ns) for one in oldest])
         steps.append((namespace.drop, (oldest, ids, values)))
-        steps.append((self._put_drop, (bucket, bucket.changes + 1, order, figures, totals)))
-        return steps
+        steps.append((setattr, (bucket, "order", order)))
+        return number, held, saved
 
-    def _put_drop(self, bucket: Bucket, changes: int, order: _Places, figures: Figures, totals: Figures) -> None:
-        bucket.changes, bucket.order = changes, order
-        bucket.figures, self._totals = figures, totals
+    def _count(self, bucket: Bucket, changes: int, figures: Figures, totals: Figures) -> None:
+        bucket.changes, bucket.figures, self._totals = changes, figures, totals
 
     def _drop_run(self, thread_id: str, bucket: Bucket, run_id: str, place: _Key, steps: _Steps) -> int:
         """Add the steps by which a run is no longer found at a place; return what that frees."""
@@ -811,10 +877,10 @@ class MemoryStore(Store):
         steps.append((self._runs.pop, (run_id, None)) if len(threads) == 1 else (threads.discard, (thread_id,)))
         return RUN_SIZE + PLACE_SIZE
 
-    def _exceeded(self, retention: Retention) -> EvictionReason | None:
-        if retention.max_threads is not None and len(self._buckets) > retention.max_threads:
+    def _exceeded(self, limits: Limits) -> EvictionReason | None:
+        if len(self._buckets) > limits.max_threads:
             return "max_threads"
-        if retention.max_bytes is not None and self._totals[2] > retention.max_bytes:
+        if self._totals[2] > limits.max_bytes:
             return "max_bytes"
         return None
 
@@ -823,7 +889,7 @@ class MemoryStore(Store):
         if limits.are_due(now):
             self._evict_due(limits, spared, now)
         looked = taken = 0
-        while (reason := self._exceeded(limits.retention)) is not None:
+        while (reason := self._exceeded(limits)) is not None:
             thread_id = limits.least_used()
             if looked >= _LOOKS or thread_id is None:
                 limits.overruns += not taken
@@ -1124,11 +1190,26 @@ def _with(ascending: list[_Ordered], item: _Ordered) -> list[_Ordered]:
     return ascending if not ascending or item > ascending[-1] else with_inserted(ascending, item)
 
 
+def _drop_first(
+    bucket: Bucket,
+    namespace: Namespace,
+    checkpoint_id: str,
+    ids: _Ids,
+    order: _Places,
+    values: Sequence[ChannelVersion],
+    figures: Size,
+) -> None:
+    namespace.drop((checkpoint_id,), ids, values)
+    namespace.history.drop(values, figures)
+    bucket.order = order
+
+
 def _without_first(ascending: list[_Ordered], items: Sequence[_Ordered]) -> list[_Ordered]:
     """Return a new list without some items, which are mostly its first."""
     if ascending[: len(items)] == items:
         return ascending[len(items) :]
-    return [one for one in ascending if one not in items]
+    gone = {*items}
+    return [one for one in ascending if one not in gone]
 
 
 def _append_greater(ascending: list[_Ordered], item: _Ordered) -> None:
