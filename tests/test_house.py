@@ -20,6 +20,7 @@ _FLOORS = [
     {"session", "stores.memory"},
     {"compat"},
     {"saver"},
+    {"otel"},
     {"__init__"},
 ]
 
@@ -50,7 +51,7 @@ def test_imports_run_downward() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("module", ["trio", "uvloop", "langgraph.graph", "sqlite3", "psycopg"])
+@pytest.mark.parametrize("module", ["trio", "uvloop", "langgraph.graph", "sqlite3", "psycopg", "opentelemetry"])
 def test_the_core_needs_only_its_dependencies(module: str) -> None:
     """What only some users have is not imported with the package."""
     script = f"import async_saver, sys; sys.exit({module!r} in sys.modules)"
