@@ -122,7 +122,7 @@ async def chats() -> None:
     saver = AsyncSaver(retention=Retention(max_bytes=limit))
     gc.collect()
     empty, most = resident(), 0
-    for number in range(400):
+    for number in range(1_200):
         await chat(saver, f"{number}", 25)
         if number % 10 == 9:
             most = max(most, resident())

@@ -194,16 +194,25 @@ class Namespace:
         replaced = self.history.replaced(values) if steps else ()
         return (steps, grown) if not replaced else self._made_whole(replaced, steps, grown)
 
-    def without(self, values: Collection[ChannelVersion]) -> tuple[list[Step], Size]:
-        """Return the steps that take values away, and what they take more (that is, less) then."""
+    def without(self, values: Collection[ChannelVersion], gone: Collection[str]) -> tuple[list[Step], Size]:
+        """Return the steps that take values away, and what they take more (that is, less) then.
+
+        Args:
+            values: The values.
+            gone: The checkpoints that go, too, with their writes.
+        """
         steps, grown = self.history.without(values)
         bases = self.history.bases(values)
-        return (steps, grown) if not bases else self._made_whole(bases, steps, grown)
+        return (steps, grown) if not bases else self._made_whole(bases, steps, grown, gone)
 
-    def _made_whole(self, bases: Collection[ChannelVersion], steps: list[Step], grown: Size) -> tuple[list[Step], Size]:
+    def _made_whole(
+        self, bases: Collection[ChannelVersion], steps: list[Step], grown: Size, gone: Collection[str] = ()
+    ) -> tuple[list[Step], Size]:
         """Add the steps by which no write is made of some values any more."""
         held, saved = grown
-        for writes in self.writes.values():
+        for checkpoint_id, writes in self.writes.items():
+            if checkpoint_id in gone:
+                continue
             for key, write in writes.items():
                 if isinstance(write.value, Shared) and write.value.base in bases:
                     whole = self.history.whole(write.value)

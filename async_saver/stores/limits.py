@@ -4,9 +4,10 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextvars import ContextVar
 from heapq import heappop, heappush
-from math import floor, inf
+from math import floor, inf, isfinite
 from weakref import WeakSet, WeakValueDictionary
 
+from async_saver.errors import InvalidTypeError, InvalidValueError
 from async_saver.retention import EvictionReason, Retention
 from async_saver.stores.bucket import Bucket
 
@@ -103,14 +104,29 @@ class Limits:
     # Asked before the guard is entered: the user's own callables may raise.
 
     def now(self) -> float:
-        """Return the time."""
-        return self.retention.clock() if self.by_use else 0.0
+        """Return the time.
+
+        Raises:
+            InvalidTypeError: The clock returned no number.
+            InvalidValueError: It returned one that is not finite.
+        """
+        if not self.by_use:
+            return 0.0
+        now = self.retention.clock()
+        if type(now) is float and now - now == 0:
+            return now
+        if isinstance(now, bool) or not isinstance(now, (int, float)):
+            raise InvalidTypeError(f"a Retention's clock returns seconds, not a value of type {type(now).__name__}")
+        if isinstance(now, float) and not isfinite(now):
+            raise InvalidValueError(f"a Retention's clock returns seconds, not {now}")
+        return float(now)
 
     def lifetime_of(self, thread_id: str) -> float:
         """Return after how many seconds without use a conversation goes; asked for it if it is a new one."""
         if self.lifetime is not None:
             return self.lifetime
-        return inf if thread_id in self._uses else self.retention.lifetime(thread_id) or inf
+        use = self._uses.get(thread_id)
+        return self.retention.lifetime(thread_id) or inf if use is None else use.lifetime
 
     # Uses. What changes them may run twice, as an interrupt may cut it off.
 
@@ -217,11 +233,12 @@ class Limits:
 
     # Stands.
 
-    def stand(self, place: _Place, checkpoint_id: str) -> None:
-        """Note that the run in whose context this is called stands on a checkpoint that it has read."""
+    def stand(self, place: _Place, checkpoint_id: str | None) -> None:
+        """Note that the run in whose context this is called stands on a checkpoint that it has read, or on none yet."""
         stand = standing.get()
         if stand is not None:
-            stand.limits, stand.place, stand.mark = self, place, self._marked(place, checkpoint_id)
+            stand.limits, stand.place = self, place
+            stand.mark = None if checkpoint_id is None else self._marked(place, checkpoint_id)
 
     def step(self, stand: Stand, place: _Place, checkpoint_id: str) -> None:
         """Note that a run stands on a checkpoint that it has stored."""

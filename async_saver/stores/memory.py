@@ -158,12 +158,12 @@ class MemoryStore(Store):
             bucket = self._buckets.get(thread_id)
             namespace = bucket.namespaces.get(checkpoint_ns) if bucket is not None else None
             record = namespace.visible(checkpoint_id) if namespace is not None else None
+            if self._limits is not None and self._limits.keep_last:
+                self._limits.stand((thread_id, checkpoint_ns), None if record is None else record.checkpoint_id)
             if namespace is None or record is None or bucket is None:
                 return None
-            if self._limits is not None and self._limits.retention.keep_last is not None:
-                self._limits.stand((thread_id, checkpoint_ns), record.checkpoint_id)
-                if record.checkpoint_id != namespace.ids[-1]:
-                    bucket.changes += 1  # a pruning that is under way looks again
+            if self._limits is not None and record.checkpoint_id != namespace.ids[-1]:
+                bucket.changes += 1  # a pruning that is under way looks again at what may go
             return namespace.read(thread_id, checkpoint_ns, record)
 
     async def delta_history(
@@ -224,9 +224,10 @@ class MemoryStore(Store):
         limits = self._limits
         now = lifetime = 0.0
         if limits is not None and limits.by_use:
-            now, lifetime = limits.retention.clock(), limits.lifetime or limits.lifetime_of(thread_id)
+            now = limits.now()
             if limits.retention.ttl is not None and limits.is_over(thread_id, now):
                 await self._use(limits, thread_id)
+            lifetime = limits.lifetime or limits.lifetime_of(thread_id)
         with guard:
             if self._journal is not None:
                 self._settle()
@@ -313,9 +314,10 @@ class MemoryStore(Store):
         limits = self._limits
         now = lifetime = 0.0
         if limits is not None and limits.by_use:
-            now, lifetime = limits.retention.clock(), limits.lifetime or limits.lifetime_of(thread_id)
+            now = limits.now()
             if limits.retention.ttl is not None and limits.is_over(thread_id, now):
                 await self._use(limits, thread_id)
+            lifetime = limits.lifetime or limits.lifetime_of(thread_id)
         with guard:
             if self._journal is not None:
                 self._settle()
@@ -802,7 +804,11 @@ class MemoryStore(Store):
         ):
             return None
         users, record = namespace.users(), namespace.checkpoints[one]
-        values = [version for version in record.versions if users.get(version) == one]
+        values = [
+            version
+            for version in record.versions
+            if (user := users.get(version)) == one or user not in namespace.checkpoints
+        ]
         size = history.size(values)
         held, number = -size - record_size(record), 0
         runs = {record.run_id}
@@ -835,8 +841,16 @@ class MemoryStore(Store):
         """Add the steps by which the oldest checkpoints go; return what that adds to the writes, bytes, bytes saved."""
         users, checkpoints = namespace.users(), namespace.checkpoints
         gone = {*oldest}
-        values = [version for one in oldest for version in checkpoints[one].versions if users.get(version) in gone]
-        more, (held, saved) = namespace.without(values)
+        # What they use, unless something later does, or something before them that stays as a run stands there.
+        before = namespace.ids[: namespace.ids.index(oldest[-1])]
+        needed = {version for one in before if one not in gone for version in checkpoints[one].versions}
+        values = {
+            version
+            for one in oldest
+            for version in checkpoints[one].versions
+            if version not in needed and ((user := users.get(version)) in gone or user not in checkpoints)
+        }
+        more, (held, saved) = namespace.without(values, gone)
         steps += more
         number = 0
         for one in oldest:
