@@ -254,7 +254,7 @@ def test_what_is_not_counted_is_not_shown(collector: Collector) -> None:
 
 
 @pytest.mark.parametrize("kept", ["nothing", "a clone", "a copy"])
-def test_a_saver_that_is_dropped_can_go(collector: Collector, kept: str) -> None:
+def test_a_saver_that_is_dropped_can_go(collector: Collector, kept: str, caplog: pytest.LogCaptureFixture) -> None:
     """With all its clones; as long as one is left, it is what is observed. A deep copy is another saver."""
     left = {"nothing": None, "a clone": copy.copy, "a copy": copy.deepcopy}[kept]
     saver: Any = AsyncSaver()
@@ -272,7 +272,9 @@ def test_a_saver_that_is_dropped_can_go(collector: Collector, kept: str) -> None
     assert shared() is None
     assert collector.collect() == {}
     observe(AsyncSaver(), meter_provider=collector.provider)
-    assert len(otel._by_provider[collector.provider]._sources) == 1
+    observe(AsyncSaver(), meter_provider=collector.provider, attributes={"saver": "other"})
+    assert len(otel._by_provider[collector.provider]._sources) == 1  # the one before has gone, too
+    assert not caplog.records
 
 
 def test_a_provider_that_is_dropped_can_go() -> None:
@@ -384,6 +386,25 @@ async def test_collecting_goes_on_while_a_loop_works(collector: Collector, caplo
         over.set()
     assert counts == sorted(counts)
     assert sum(collector.values("evictions").values()) == 5 * 40 - 10
+    assert not caplog.records
+
+
+def test_a_saver_may_be_observed_in_the_midst_of_a_collection(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is shown from the next one on, at the latest."""
+    others: list[AsyncSaver] = []
+
+    class Observes(MemoryStore):
+        async def stats(self) -> StoreStats:
+            others.append(AsyncSaver())
+            observe(others[-1], meter_provider=collector.provider, attributes={"saver": len(others)})
+            return await super().stats()
+
+    saver = AsyncSaver(store=Observes())
+    observe(saver, meter_provider=collector.provider)
+    collector.collect()
+    assert collector.values("conversations").keys() >= {(), (("saver", 1),)}
     assert not caplog.records
 
 
