@@ -66,7 +66,8 @@ def _seen(reader: InMemoryMetricReader) -> dict[str, Seen]:
         assert metric.name not in found
         assert len(values) == len(metric.data.data_points)
         assert metric.description
-        found[metric.name] = Seen(metric.unit or "", kind, values)
+        if values:  # some versions show instruments that nothing was observed with
+            found[metric.name] = Seen(metric.unit or "", kind, values)
     return found
 
 
@@ -279,6 +280,7 @@ def test_a_saver_that_is_dropped_can_go(collector: Collector, kept: str, caplog:
 
 def test_a_provider_that_is_dropped_can_go() -> None:
     """Nothing is kept of it."""
+    gc.collect()
     before = len(otel._by_provider)
     collector = Collector()
     observe(AsyncSaver(), meter_provider=collector.provider)
