@@ -792,6 +792,7 @@ class _Shared:
                 told = self._told(thread_id, reason)
                 if inspect.isawaitable(told):
                     await told
+            await keep_pace()
 
     def tell_from_sync_code(self) -> None:
         """Do so from sync code."""

@@ -601,6 +601,8 @@ class Bucket:
         order = sorted(place for ns, namespace in self.namespaces.items() for place in _places(ns, namespace))
         if self.order != order:
             yield f"the order is {self.order}, and follows as {order}"
+        if not all(self.runs.values()):
+            yield f"of the runs {self.runs} some are nowhere"
         figures = at_once(self.counted())
         if self.figures != figures:
             yield f"the figures are {self.figures}, and follow as {figures}"

@@ -3,8 +3,8 @@
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextvars import ContextVar
-from heapq import heappop, heappush
-from math import floor, inf, isfinite
+from heapq import heappop, heappush, nsmallest
+from math import ceil, frexp, inf, isfinite
 from weakref import WeakSet, WeakValueDictionary
 
 from async_saver.errors import InvalidTypeError, InvalidValueError
@@ -16,18 +16,18 @@ __all__ = ["Limits", "Stand", "Work", "standing"]
 _Place = tuple[str, str]
 """`(thread_id, checkpoint_ns)`"""
 
-_AT_ONCE = 8  # so many conversations are looked at, to see whether they have gone unused for too long
+_SOON = 64  # so many moments are not yet over, at most, between one and the next that is as far apart as they are
 
 
 class Use:
-    """When a conversation was last used, after how many seconds without use it goes, and where that is noted."""
+    """When a conversation was last used, after how many seconds without use it goes, and when that is looked at."""
 
-    __slots__ = ("lifetime", "tick", "when")
+    __slots__ = ("due", "lifetime", "when")
 
     def __init__(self, when: float, lifetime: float) -> None:
         self.when: float = when
         self.lifetime: float = lifetime
-        self.tick: int = 0
+        self.due: float = inf
 
 
 class Work:
@@ -87,7 +87,7 @@ class Limits:
         self.max_bytes: float = retention.max_bytes or inf
         self.lifetime: float | None = None if callable(retention.ttl) else retention.lifetime("") or inf
         self.evictions: dict[str, int] = {"ttl": 0, "max_threads": 0, "max_bytes": 0}
-        self.untold: dict[tuple[str, int], tuple[str, EvictionReason]] = {}
+        self.untold: OrderedDict[tuple[str, int], tuple[str, EvictionReason]] = OrderedDict()
         self.pruned: int = 0
         self.overruns: int = 0
         self.overfull: dict[str, None] = {}
@@ -95,10 +95,12 @@ class Limits:
         self.freed: list[tuple[Bucket, Sequence[Bucket]]] = []
         # The least recently used first.
         self._uses: OrderedDict[str, Use] = OrderedDict()
-        # By the second in which they will have gone unused for too long, at the earliest. Each is in one of them; that
-        # it was used since is seen when its second has come.
-        self._due: dict[int, dict[str, None]] = {}
-        self._ticks: list[int] = []  # a heap of the seconds in `_due`
+        # By when they are to be looked at, as they may have gone unused for too long. Each is there once; that it was
+        # used since is seen then. There are some hundred such moments in a lifetime, so that they do not grow with it.
+        self._due: dict[float, OrderedDict[str, None]] = {}
+        self._moments: list[float] = []  # a heap of what is or was in `_due`, each once
+        self._noted: set[float] = set()  # the same
+        self._widest = 0.0  # how far apart these moments are at most
         self._stood: WeakValueDictionary[tuple[_Place, str], _Mark] = WeakValueDictionary()
 
     # Asked before the guard is entered: the user's own callables may raise.
@@ -150,69 +152,67 @@ class Limits:
         """Note that a conversation is there no longer."""
         self.overfull.pop(thread_id, None)
         use = self._uses.pop(thread_id, None)
-        if use is not None and use.lifetime < inf:
-            self._due.get(use.tick, {}).pop(thread_id, None)
+        if use is not None:
+            self._unnote(thread_id, use.due)
 
     def _note(self, thread_id: str, use: Use) -> None:
         if use.lifetime < inf:
-            use.tick = floor(use.when + use.lifetime)
-            due = self._due.get(use.tick)
-            if due is None:
-                heappush(self._ticks, use.tick)
-                due = self._due[use.tick] = {}
-            due[thread_id] = None
+            width = 2.0 ** max(frexp(use.lifetime)[1] - 10, -10)
+            self._widest = max(self._widest, width)
+            use.due = ceil((use.when + use.lifetime) / width) * width
+            if use.due not in self._noted:
+                heappush(self._moments, use.due)
+                self._noted.add(use.due)
+            self._due.setdefault(use.due, OrderedDict())[thread_id] = None
+
+    def _unnote(self, thread_id: str, moment: float) -> None:
+        due = self._due.get(moment)
+        if due is not None:
+            due.pop(thread_id, None)
+            if not due:
+                del self._due[moment]
 
     def is_over(self, thread_id: str, now: float) -> bool:
         """Tell whether a conversation has gone unused for too long."""
         return (use := self._uses.get(thread_id)) is not None and now - use.when > use.lifetime
 
     def are_due(self, now: float) -> bool:
-        """Tell whether there is a second that has passed in which a conversation may have gone unused for too long."""
-        return bool(self._ticks) and self._ticks[0] + 1 <= now
+        """Tell whether a moment has come at which conversations are to be looked at."""
+        return bool(self._moments) and self._moments[0] <= now
 
-    def first_due(self, now: float) -> str | None:
-        """Return a conversation that has gone unused for too long, of those whose second has passed.
-
-        Those are looked at on the way that were used since. Each comes once in a time of its life.
-        """
-        for _ in range(_AT_ONCE):
-            if not self.are_due(now):
-                return None
-            due = self._due.get(self._ticks[0])
-            thread_id = next(iter(due), None) if due else None
-            if due is None or thread_id is None:
-                self._due.pop(self._ticks[0], None)
-                heappop(self._ticks)
-            elif self.is_over(thread_id, now):
-                return thread_id
-            else:
-                self._again(thread_id)
-                due.pop(thread_id, None)
+    def next_due(self, now: float) -> str | None:
+        """Return a conversation that is to be looked at now; None if there is none."""
+        while self._moments and self._moments[0] <= now:
+            due = self._due.get(self._moments[0])
+            if due:
+                return next(iter(due))
+            self._noted.discard(self._moments[0])
+            heappop(self._moments)
         return None
 
-    def _again(self, thread_id: str) -> None:
-        use = self._uses.get(thread_id)
-        if use is not None:
-            self._note(thread_id, use)
+    def soon_due(self, now: float) -> list[str]:
+        """Return the conversations that may have gone unused for too long, and are to be looked at only later."""
+        moments = nsmallest(_SOON, self._moments) if len(self._moments) > _SOON else self._moments
+        soon = [moment for moment in moments if now < moment <= now + self._widest]
+        return [thread_id for moment in soon for thread_id in self._due.get(moment, ())]
 
-    def due_now(self, now: float) -> list[str]:
-        """Return what has gone unused for too long, but for those whose second has not quite passed."""
-        return [one for one in self._due.get(floor(now), ()) if self.is_over(one, now)]
+    def look_again(self, thread_id: str, now: float, in_use: bool) -> None:
+        """Note that a conversation was looked at and stays: it was used since, or is in use now."""
+        use = self._uses.get(thread_id)
+        if use is None:
+            self._unnote(thread_id, self._moments[0])
+            return
+        if in_use:
+            use.when = now
+            self._uses.move_to_end(thread_id)
+        before = use.due
+        self._note(thread_id, use)
+        if use.due != before:
+            self._unnote(thread_id, before)
 
     def least_used(self) -> str | None:
         """Return the least recently used conversation."""
         return next(iter(self._uses), None)
-
-    def renew(self, thread_id: str, now: float) -> None:
-        """Note of a conversation that may not go that it is in use."""
-        use = self._uses.get(thread_id)
-        if use is not None:
-            before = use.tick
-            use.when = now
-            self._note(thread_id, use)
-            if use.tick != before:
-                self._due.get(before, {}).pop(thread_id, None)
-            self._uses.move_to_end(thread_id)
 
     def begin(self, thread_ids: Collection[str]) -> Work:
         """Return what shows, as long as it is referred to, that a call is under way on conversations."""
@@ -230,6 +230,11 @@ class Limits:
         self.evictions[reason] = number
         if self.retention.on_evict is not None:
             self.untold[reason, number] = (thread_id, reason)
+
+    def take_freed(self) -> "list[tuple[Bucket, Sequence[Bucket]]]":
+        """Return, once, what is to be taken apart."""
+        freed, self.freed = self.freed, []
+        return freed
 
     # Stands.
 
@@ -264,7 +269,7 @@ class Limits:
         if self.by_use and {*self._uses} != {*thread_ids}:
             yield f"the conversations in use are {[*self._uses]}, and there are {[*thread_ids]}"
         for thread_id, use in self._uses.items():
-            if use.lifetime < inf and thread_id not in self._due.get(use.tick, ()):
+            if use.lifetime < inf and thread_id not in self._due.get(use.due, ()):
                 yield f"thread_id {thread_id!r} is not noted where its time ends"
-        if {*self._due} != {*self._ticks}:
-            yield f"the seconds are {sorted(self._due)}, and looked at are {sorted(self._ticks)}"
+        if not {*self._due} <= {*self._moments} or {*self._moments} != self._noted or not all(self._due.values()):
+            yield f"the moments are {sorted(self._due)}, noted {sorted(self._noted)}, and looked at {self._moments}"

@@ -18,6 +18,7 @@ from async_saver.errors import InvalidValueError, ThreadEvictedError, ThreadExis
 from async_saver.guard import guard, refuse_inside
 from async_saver.pace import Slices, at_once, keep_pace
 from async_saver.records import (
+    EMPTY,
     Blob,
     ChannelVersion,
     CheckpointRecord,
@@ -152,13 +153,19 @@ class MemoryStore(Store):
         """See `Store.get`."""
         if self._limits is not None:
             await self._use(self._limits, thread_id)
+        return self.find(thread_id, checkpoint_ns, checkpoint_id, stand=True)
+
+    def find(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, stand: bool = False
+    ) -> StoredCheckpoint | None:
+        """Return a checkpoint; if the caller is to `stand`, as one that goes on from there."""
         with guard:
             if self._journal is not None:
                 self._settle()
             bucket = self._buckets.get(thread_id)
             namespace = bucket.namespaces.get(checkpoint_ns) if bucket is not None else None
             record = namespace.visible(checkpoint_id) if namespace is not None else None
-            if self._limits is not None and self._limits.keep_last:
+            if stand and self._limits is not None and self._limits.keep_last:
                 self._limits.stand((thread_id, checkpoint_ns), None if record is None else record.checkpoint_id)
             if namespace is None or record is None or bucket is None:
                 return None
@@ -698,7 +705,9 @@ class MemoryStore(Store):
                 self._evict(limits, thread_id, "ttl")
             elif limits.retention.refresh_on_read:
                 limits.touch(thread_id, now)
-        await _let_go(limits.freed)
+            freed = limits.take_freed()
+        if freed:
+            await _let_go(freed)
 
     async def look(self, thread_id: str | None) -> None:
         """Note that a conversation, or with None that all of them are listed."""
@@ -724,12 +733,15 @@ class MemoryStore(Store):
         """Tell whether a checkpoint lacks values, as its parent's went before it came."""
         bucket = self._buckets.get(thread_id)
         namespace = None if bucket is None else bucket.namespaces.get(checkpoint_ns)
-        if namespace is None:
-            return len(blobs) < len(record.versions)
-        if record.parent_id in namespace.checkpoints:
+        if namespace is not None and record.parent_id in namespace.checkpoints:
             return False
-        new = {version for version, _ in blobs}
-        return any(version not in new and namespace.history.kind(version) is None for version in record.versions)
+        new = {version: blob[0] for version, blob in blobs}
+        for version in record.versions:
+            kind = new.get(version) or (None if namespace is None else namespace.history.kind(version))
+            # Without its ancestors, a DeltaChannel has what is stored with it.
+            if kind is None or (kind == EMPTY[0] and version[0] in record.delta_channels):
+                return True
+        return False
 
     def _keep_to(self, limits: Limits, thread_id: str, place: _Key | None, now: float) -> bool:
         """Keep to the limits after a write; tell whether more has to be done. The caller is in the guard.
@@ -748,8 +760,12 @@ class MemoryStore(Store):
             bucket = self._buckets[thread_id]
             if len(bucket.namespaces[checkpoint_ns].ids) > limits.keep_last:
                 left = self._keep_last(limits, bucket, thread_id, checkpoint_ns)
-        if limits.by_use and (limits.are_due(now) or self._exceeded(limits) is not None):
-            left = self._evict_some(limits, thread_id, now) or left
+        if limits.are_due(now):
+            self._evict_due(limits, thread_id, now)
+        if limits.by_use and self._exceeded(limits) is not None:
+            _, taken = self._evict_some(limits, thread_id, now)
+            if self._exceeded(limits) is not None:
+                left, limits.overruns = left or bool(taken), limits.overruns + (not taken)
         return left or bool(limits.freed)
 
     def _keep_last(self, limits: Limits, bucket: Bucket, thread_id: str, checkpoint_ns: str) -> bool:
@@ -819,7 +835,7 @@ class MemoryStore(Store):
             runs.update(write.run_id for write in writes.values())
         for run_id in runs:
             if run_id is not None:
-                held -= self._drop_run(thread_id, bucket, run_id, (one, checkpoint_ns), steps)
+                held -= self._drop_run(thread_id, bucket, run_id, {(one, checkpoint_ns)}, steps)
         ids, order = namespace.ids[1:], bucket.order[1:]
         ids.append(coming.checkpoint_id)
         order.append((coming.checkpoint_id, checkpoint_ns))
@@ -853,22 +869,24 @@ class MemoryStore(Store):
         more, (held, saved) = namespace.without(values, gone)
         steps += more
         number = 0
+        runs: dict[str | None, _Places] = {}
         for one in oldest:
             record = checkpoints[one]
             held -= record_size(record)
-            runs = {record.run_id}
+            runs.setdefault(record.run_id, []).append((one, checkpoint_ns))
             writes = namespace.writes.get(one)
             if writes is not None:
-                runs.update(write.run_id for write in writes.values())
+                for write in writes.values():
+                    runs.setdefault(write.run_id, []).append((one, checkpoint_ns))
                 number -= len(writes)
                 held -= WRITES_SIZE
                 for write in writes.values():
                     held -= write_size(write)
                     if isinstance(write.value, Shared):
                         saved -= namespace.history.length(write.value) - len(write.value.parts)
-            for run_id in runs:
-                if run_id is not None:
-                    held -= self._drop_run(thread_id, bucket, run_id, (one, checkpoint_ns), steps)
+        for run_id, places in runs.items():
+            if run_id is not None:
+                held -= self._drop_run(thread_id, bucket, run_id, {*places}, steps)
         ids = _without_first(namespace.ids, oldest)
         order = _without_first(bucket.order, [(one, checkpoint_ns) for one in oldest])
         steps.append((namespace.drop, (oldest, ids, values)))
@@ -878,18 +896,17 @@ class MemoryStore(Store):
     def _count(self, bucket: Bucket, changes: int, figures: Figures, totals: Figures) -> None:
         bucket.changes, bucket.figures, self._totals = changes, figures, totals
 
-    def _drop_run(self, thread_id: str, bucket: Bucket, run_id: str, place: _Key, steps: _Steps) -> int:
-        """Add the steps by which a run is no longer found at a place; return what that frees."""
+    def _drop_run(self, thread_id: str, bucket: Bucket, run_id: str, gone: set[_Key], steps: _Steps) -> int:
+        """Add the steps by which a run is no longer found at some places; return what that frees."""
         places = bucket.runs.get(run_id, set())
-        if place not in places:
-            return 0
-        if len(places) > 1:
-            steps.append((places.discard, (place,)))
-            return PLACE_SIZE
+        number = len(gone & places)
+        if number < len(places):
+            steps.append((places.difference_update, (gone,)))
+            return number * PLACE_SIZE
         steps.append((bucket.runs.pop, (run_id, None)))
-        threads = self._runs[run_id]
-        steps.append((self._runs.pop, (run_id, None)) if len(threads) == 1 else (threads.discard, (thread_id,)))
-        return RUN_SIZE + PLACE_SIZE
+        threads = self._runs.get(run_id, set())
+        steps.append((self._runs.pop, (run_id, None)) if threads <= {thread_id} else (threads.discard, (thread_id,)))
+        return RUN_SIZE + number * PLACE_SIZE if number else 0
 
     def _exceeded(self, limits: Limits) -> EvictionReason | None:
         if len(self._buckets) > limits.max_threads:
@@ -898,34 +915,40 @@ class MemoryStore(Store):
             return "max_bytes"
         return None
 
-    def _evict_some(self, limits: Limits, spared: str | None, now: float) -> bool:
-        """Let a few conversations go, if any have to; tell whether more have. The caller is in the guard."""
-        if limits.are_due(now):
-            self._evict_due(limits, spared, now)
+    def _evict_some(self, limits: Limits, spared: str | None, now: float) -> tuple[int, int]:
+        """Let a few conversations go, as long as there are too many. The caller is in the guard.
+
+        Returns:
+            How many were looked at, and how many went.
+        """
         looked = taken = 0
-        while (reason := self._exceeded(limits)) is not None:
+        while looked < _LOOKS and (reason := self._exceeded(limits)) is not None:
             thread_id = limits.least_used()
-            if looked >= _LOOKS or thread_id is None:
-                limits.overruns += not taken
-                return bool(taken)
+            if thread_id is None:
+                break
             looked += 1
             if thread_id == spared or self._is_in_use(limits, thread_id):
                 limits.touch(thread_id, now)  # so that the next one is not found behind it again
             else:
                 self._evict(limits, thread_id, reason)
                 taken += 1
-        return False
+        return looked, taken
 
-    def _evict_due(self, limits: Limits, spared: str | None, now: float) -> int:
-        """Let a few go that went unused for too long; return how many."""
-        taken = 0
-        while taken < _LOOKS and (thread_id := limits.first_due(now)) is not None:
-            if thread_id == spared or self._is_in_use(limits, thread_id):
-                limits.renew(thread_id, now)
-            else:
-                self._evict(limits, thread_id, "ttl")
-                taken += 1
-        return taken
+    def _evict_due(self, limits: Limits, spared: str | None, now: float) -> bool:
+        """Let a few go that went unused for too long; tell whether there may be more. The caller is in the guard."""
+        for _ in range(_LOOKS):
+            thread_id = limits.next_due(now)
+            if thread_id is None:
+                return False
+            self._evict_if_over(limits, thread_id, spared, now)
+        return True
+
+    def _evict_if_over(self, limits: Limits, thread_id: str, spared: str | None, now: float) -> None:
+        is_over = limits.is_over(thread_id, now)
+        if is_over and thread_id != spared and not self._is_in_use(limits, thread_id):
+            self._evict(limits, thread_id, "ttl")
+        else:
+            limits.look_again(thread_id, now, is_over)
 
     def _evict(self, limits: Limits, thread_id: str, reason: EvictionReason) -> None:
         """Let a conversation go. The caller is in the guard, and has looked whether it may."""
@@ -946,17 +969,29 @@ class MemoryStore(Store):
             limits.freed.append((bucket, ()))
 
     async def _keep_on(self, limits: Limits, thread_id: str | None, now: float) -> None:
-        """Keep to the limits, a slice at a time; of `thread_id`, to `keep_last`, too."""
+        """Keep to the limits, a slice at a time.
+
+        Args:
+            limits: The limits.
+            thread_id: What was written to, and does not go; with None, all others are looked at before it is given up.
+            now: The time.
+        """
         if thread_id is not None and thread_id in limits.overfull:
             await self._trim(limits, thread_id)
-        more = limits.by_use
-        while more:
+        in_vain = 0
+        while True:
             with guard:
                 self._settle()
-                more = self._evict_some(limits, thread_id, now)
-            await _let_go(limits.freed)
-            if more:
-                await yield_to_loop()
+                looked, taken = self._evict_some(limits, thread_id, now) if limits.by_use else (0, 0)
+                freed = limits.take_freed()
+                over = self._exceeded(limits) is not None
+                in_vain = 0 if taken else in_vain + looked
+                stuck = over and not taken and (thread_id is not None or in_vain >= len(self._buckets))
+                limits.overruns += stuck
+            await _let_go(freed)
+            if stuck or not over:
+                return
+            await keep_pace()
 
     async def _trim(self, limits: Limits, thread_id: str) -> None:
         """Let a conversation have no more checkpoints than `keep_last`, unless it has an open session."""
@@ -989,6 +1024,7 @@ class MemoryStore(Store):
         await self._sweep_due(limits)
         for thread_id in [*limits.overfull]:
             await self._trim(limits, thread_id)
+            await keep_pace()
         await self._keep_on(limits, None, limits.now())
         return sum(limits.evictions.values()) - before
 
@@ -996,21 +1032,27 @@ class MemoryStore(Store):
         """Let all go that went unused for too long."""
         if limits is None or limits.retention.ttl is None:
             return
-        now = limits.now()
-        taken = 1
-        while taken:
+        now, more = limits.now(), True
+        while more:
             with guard:
                 self._settle()
-                taken = self._evict_due(limits, None, now)
-            await _let_go(limits.freed)
+                more = self._evict_due(limits, None, now)
+                freed = limits.take_freed()
+                soon = [] if more else limits.soon_due(now)
+            await _let_go(freed)
             await keep_pace()
-        for thread_id in limits.due_now(now):
+        for first in range(0, len(soon), _LOOKS):
             with guard:
                 self._settle()
-                if limits.is_over(thread_id, now) and not self._is_in_use(limits, thread_id):
-                    self._evict(limits, thread_id, "ttl")
+                self._look_at(limits, soon[first : first + _LOOKS], now)
+                freed = limits.take_freed()
+            await _let_go(freed)
             await keep_pace()
-        await _let_go(limits.freed)
+
+    def _look_at(self, limits: Limits, thread_ids: Iterable[str], now: float) -> None:
+        for thread_id in thread_ids:
+            if limits.is_over(thread_id, now):
+                self._evict_if_over(limits, thread_id, None, now)
 
     def evictions(self) -> Iterator[tuple[str, EvictionReason]]:
         """See `Store.evictions`."""
@@ -1262,7 +1304,7 @@ class _Found(AsyncIterator[StoredCheckpoint]):
             self._keys = await self._all_keys()
         await keep_pace()
         for checkpoint_id, checkpoint_ns, thread_id in self._keys:
-            found = await self._store.get(thread_id, checkpoint_ns, checkpoint_id)
+            found = self._store.find(thread_id, checkpoint_ns, checkpoint_id)
             if found is not None:
                 return found
             await keep_pace()
