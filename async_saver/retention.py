@@ -34,8 +34,8 @@ class Retention:
         max_bytes: How many bytes are used for them, with what the store needs beside their own.
         keep_last: How many checkpoints are kept of each conversation and `checkpoint_ns`, the newest. With them stays
             what the value of a `DeltaChannel` is rebuilt from. And as long as one is needed there are more: those from
-            which a run is under way, and all while a session is open on the conversation. (Of conversations with a
-            `DeltaChannel` up to twice as many are there between two prunings.)
+            which a run is under way, and all while a session is open on the conversation. (Between two prunings there
+            may be a 64th more, and with a `DeltaChannel` up to twice as many.)
         on_evict: Called with the `thread_id` and the reason after a conversation has gone, never while anything is
             locked. If it returns an awaitable, that is awaited: from sync code on an event loop of its own, in a
             worker thread. What it raises is logged.

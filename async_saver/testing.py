@@ -1,6 +1,9 @@
 """The contract of `Store` as a suite that runs, for whoever writes a store."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from random import Random
 from time import perf_counter
 from typing import NoReturn, TypeVar
 
@@ -19,6 +22,7 @@ from async_saver.records import (
     StoredCheckpoint,
     WriteRecord,
 )
+from async_saver.retention import EvictionReason, Retention
 from async_saver.stores.base import OnConflict, Store
 
 __all__ = ["check_store"]
@@ -33,7 +37,8 @@ async def check_store(factory: Callable[[], Store]) -> None:
     Run it on every event loop that the store is for: `anyio.run(check_store, MyStore, backend="trio")`, or in a test
     that anyio's pytest plugin runs on all.
 
-    What it promises of leases is checked if it has any.
+    What it promises of leases is checked if it has any, and so are limits: those after a `sweep`, so that a store may
+    enforce them there only.
 
     Args:
         factory: Returns a new and empty store at every call. `setup` is called before use, `close` afterwards.
@@ -52,13 +57,9 @@ async def check_store(factory: Callable[[], Store]) -> None:
         ```
     """
     failures: list[tuple[str, Exception]] = []
-    name = ""
-    checked, has_leases = 0, True
-    for check in (*_CHECKS, *_CHECKS_OF_LEASES):
-        if check in _CHECKS_OF_LEASES and not has_leases:
-            break
-        store = factory()
-        name, has_leases = type(store).__name__, type(store).acquire is not Store.acquire
+    name, checked = "", 0
+    needed: Callable[[type[Store]], object] = lambda _: True  # noqa: E731
+    for check in (*_CHECKS, *_CHECKS_OF_LEASES, *_CHECKS_OF_LIMITS):
         checked += 1
         try:
             await store.setup()

@@ -68,6 +68,8 @@ class Limits:
     Attributes:
         retention: The limits.
         keep_last, max_threads, max_bytes: Its own; 0, or what is never reached, for None.
+        slack: How many more than `keep_last` there may be before the oldest go: it takes time to look at all of many.
+        drops_at: Of how many the oldest goes in the step that stores one more; -1 for none.
         lifetime: After how many seconds without use conversations go; None if that is asked for each.
         by_use: Whether any of them is on whole conversations, so that uses are noted.
         evictions: How many conversations went, by reason.
@@ -83,6 +85,8 @@ class Limits:
         self.retention: Retention = retention
         self.by_use: bool = any(one is not None for one in (retention.ttl, retention.max_threads, retention.max_bytes))
         self.keep_last: int = retention.keep_last or 0
+        self.slack: int = self.keep_last // 64
+        self.drops_at: int = -1 if self.slack else self.keep_last or -1
         self.max_threads: float = retention.max_threads or inf
         self.max_bytes: float = retention.max_bytes or inf
         self.lifetime: float | None = None if callable(retention.ttl) else retention.lifetime("") or inf

@@ -294,7 +294,7 @@ class MemoryStore(Store):
                 steps += values
                 held, saved = held + grown[0], grown[1]
         limits = self._limits
-        if limits is not None and 0 < limits.keep_last == len(namespace.ids) and coming and ids is namespace.ids:
+        if limits is not None and coming and len(namespace.ids) == limits.drops_at and ids is namespace.ids:
             less = self._first_dropped(limits, thread_id, bucket, checkpoint_ns, namespace, record, grown, steps)
             if less is not None:
                 coming, number, held, saved = 0, less[0], held + less[1], saved + less[2]
@@ -772,7 +772,9 @@ class MemoryStore(Store):
         """Let the oldest checkpoints go, if that is done in a moment; else tell whether it is worth the time."""
         namespace, keep = bucket.namespaces[checkpoint_ns], limits.keep_last
         over = len(namespace.ids) - keep
-        if over > _LOOKS or namespace.delta_channels or self._leases.held(thread_id) is not None:
+        if over <= limits.slack:
+            return False
+        if over > limits.slack + _LOOKS or namespace.delta_channels or self._leases.held(thread_id) is not None:
             limits.overfull[thread_id] = None
             most = 2 * max(namespace.settled, keep) if namespace.delta_channels else namespace.settled + _LOOKS
             return self._leases.held(thread_id) is None and len(namespace.checkpoints) >= most
@@ -1033,6 +1035,7 @@ class MemoryStore(Store):
         if limits is None or limits.retention.ttl is None:
             return
         now, more = limits.now(), True
+        soon: _Ids = []
         while more:
             with guard:
                 self._settle()
