@@ -58,8 +58,16 @@ async def check_store(factory: Callable[[], Store]) -> None:
     """
     failures: list[tuple[str, Exception]] = []
     name, checked = "", 0
-    needed: Callable[[type[Store]], object] = lambda _: True  # noqa: E731
+    skipped: Sequence[_Check] = []
     for check in (*_CHECKS, *_CHECKS_OF_LEASES, *_CHECKS_OF_LIMITS):
+        if check in skipped:
+            continue
+        store = factory()
+        name = type(store).__name__
+        skipped = [
+            *(_CHECKS_OF_LEASES if type(store).acquire is Store.acquire else []),
+            *(_CHECKS_OF_LIMITS if type(store).retain is Store.retain else []),
+        ]
         checked += 1
         try:
             await store.setup()
@@ -1070,6 +1078,334 @@ def _releasing(store: Store, lease: Lease) -> Callable[[], Awaitable[object]]:
     return lambda: store.release(lease, delete=True)
 
 
+# Limits. A store may keep to them in `sweep` only, and so each check sweeps before it looks.
+
+
+class _Clock:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def _left(store: Store) -> list[str]:
+    """Return which conversations a sweep leaves."""
+    await store.sweep()
+    return sorted(await _all(store.thread_ids()))
+
+
+async def _fill_in_turn(store: Store, clock: _Clock, thread_ids: str) -> None:
+    for thread_id in thread_ids:
+        clock.now += 1
+        await _fill(store, thread_id)
+
+
+async def _check_retain(store: Store) -> None:
+    """A store keeps to the `Retention` that it was given first; others are refused, and without one nothing goes."""
+    await _fill(store)
+    before = await _state(store)
+    _same((await store.sweep(), await _state(store), store.retention), (0, before, None), "a sweep without limits")
+    clock = _Clock()
+    limits = Retention(max_threads=2, clock=clock)
+    for same in (limits, replace(limits)):
+        store.retain(same)
+    for other in (Retention(max_threads=1, clock=clock), Retention(max_threads=2, ttl=1, clock=clock), Retention()):
+        try:
+            store.retain(other)
+        except InvalidValueError:
+            pass
+        else:
+            _fail("no InvalidValueError from retain with other limits than the first ones")
+    _same(store.retention, limits, "retention")
+    await _fill_in_turn(store, clock, "uvw")
+    _same(await _left(store), ["v", "w"], "what is left of three and one that was there before")
+
+
+async def _check_ttl(store: Store) -> None:
+    """What was not used for longer than its `ttl` goes wholly, and only that; reading, writing and copying are use."""
+    clock = _Clock()
+    lifetimes = {"always": None, "short": timedelta(seconds=5)}
+    store.retain(Retention(ttl=lambda thread_id: lifetimes.get(thread_id, 10), clock=clock))
+    for thread_id in ("always", "short", "unused", "read", "put", "writes"):
+        await _fill(store, thread_id)
+    await store.put_writes("early", "", "1", [_write("a", 0, "w")])
+    _same(await store.sweep(), 0, "how many went at once")
+    clock.now += 7
+    _same(await store.sweep(), 1, "how many went after 7 seconds")
+    await store.put("put", "", _record("9"), [])
+    await store.put_writes("writes", "", "2", [_write("late", 0, "w")])
+    await store.get("read", "", None)
+    await store.copy("always", "copy")
+    clock.now += 7
+    _same(await store.sweep(), 2, "how many went after 7 more")
+    _same(await _left(store), ["always", "copy", "put", "read", "writes"], "what is left then")
+    for thread_id in ("always", "copy"):
+        _same(len(await _ids(store, Listing(thread_id))), 6, f"checkpoints of {thread_id}")
+    gone = [await store.get("unused", "child", "1"), await _ids(store, Listing("unused"))]
+    _same(gone, [None, []], "what is shown of one that went")
+    _same("unused" in await store.run_threads(["run 0"]), False, "whether a run is found in one that went")
+    await store.put("unused", "child", _record("1", None, [("c", "1")]), [(("c", "2"), _blob("new"))])
+    found = await store.get("unused", "child", "1")
+    _same(found and ([*found.values], [*found.writes]), ([], []), "one that begins anew")
+    clock.now += 7
+    _same(await store.sweep(), 0, "how many went after another 7 seconds, all used meanwhile")
+    clock.now += 1000
+    _same(await store.sweep(), 5, "how many went in the end")
+    _same((await _left(store), await store.sweep()), (["always"], 0), "what is left in the end")
+
+
+async def _check_reading_is_no_use(store: Store) -> None:
+    """With `refresh_on_read=False` what is read goes as soon as what is not."""
+    clock = _Clock()
+    store.retain(Retention(ttl=10, max_threads=3, refresh_on_read=False, clock=clock))
+    await _fill_in_turn(store, clock, "abc")
+    await store.get("a", "", None)
+    await _all(store.list(Listing("a")))
+    await _fill_in_turn(store, clock, "d")
+    _same(await _left(store), ["b", "c", "d"], "what is left by max_threads")
+    clock.now += 5
+    await store.get("b", "", None)
+    await store.put_writes("c", "", "2", [_write("late", 0, "w")])
+    clock.now += 6
+    _same(await _left(store), ["c"], "what is left by ttl")
+
+
+async def _check_max_threads(store: Store) -> None:
+    """Beyond `max_threads` the least recently used conversations go, and none else."""
+    clock = _Clock()
+    store.retain(Retention(max_threads=3, clock=clock))
+    await _fill_in_turn(store, clock, "abc")
+    _same(await _left(store), ["a", "b", "c"], "what is left of as many as may be")
+    clock.now += 1
+    await store.get("a", "", None)
+    clock.now += 1
+    await store.put_writes("b", "", "2", [_write("late", 0, "w")])
+    await _fill_in_turn(store, clock, "de")
+    _same(await _left(store), ["b", "d", "e"], "what is left after two more")
+    _same(len(await _ids(store, Listing("b"))), 6, "checkpoints of what is left")
+    _same([*store.evictions()], [], "what is to be told, where nobody is")
+    clock.now += 1_000_000
+    _same(await store.sweep(), 0, "how many went of as many as may be, after long")
+
+
+async def _check_max_bytes(store: Store) -> None:
+    """Beyond `max_bytes` the least recently used conversations go, and no more than have to."""
+    clock = _Clock()
+    store.retain(Retention(max_bytes=100_000, clock=clock))
+    noise = Random(0)  # which no store can make smaller
+
+    async def put(thread_id: str) -> None:
+        clock.now += 1
+        record, value = _record("1", None, [("c", "1")]), noise.getrandbits(8 * 30_000).to_bytes(30_000, "big")
+        await store.put(thread_id, "", record, [(("c", "1"), ("bytes", value))])
+
+    for thread_id in "abc":
+        await put(thread_id)
+    clock.now += 1
+    await store.get("a", "", None)
+    for thread_id in "de":
+        await put(thread_id)
+    left = await _left(store)
+    _same(left in (["a", "d", "e"], ["d", "e"]), True, f"whether {left} were used last, and are as many as may be")
+    held = (await store.stats()).bytes
+    _same(held is not None and 30_000 * len(left) < held <= 100_000, True, f"whether {held} bytes are what is held")
+    if type(store).acquire is not Store.acquire:
+        await _acquired(store, thread_id="d")
+        for thread_id in "fgh":
+            await put(thread_id)
+        left = await _left(store)
+        _same(left in (["d", "g", "h"], ["d", "h"]), True, f"whether {left} are what is held, and were used last")
+
+
+async def _check_keep_last(store: Store) -> None:
+    """Of each namespace the `keep_last` newest checkpoints stay, with all that is theirs, and what is yet to come."""
+    clock = _Clock()
+    store.retain(Retention(keep_last=2, clock=clock))
+    for ns in ("", "child"):
+        await store.put("t", ns, _record("0", None, [("old", "1")]), [(("old", "1"), _blob("old"))])
+        await store.put_writes("t", ns, "9", [_write("early", 0, "w")])
+    await store.put_writes("other", "", "1", [_write("early", 0, "w")])
+    for number in range(1, 6):
+        for thread_id, ns in (("t", ""), ("t", "child"), ("u", "")):
+            version = ("c", f"{number}")
+            record = _record(f"{number}", f"{number - 1}", [version, ("old", "1")] if thread_id == "t" else [version])
+            await store.put(thread_id, ns, record, [(version, _blob(f"{thread_id} {ns} {number}"))])
+            await store.put_writes(thread_id, ns, f"{number}", [_write("task", 0, f"w {number}")])
+    _same(await store.sweep(), 0, "how many conversations went")
+    wanted = [(*place, i) for place in (("t", ""), ("t", "child"), ("u", "")) for i in "45"]
+    _same(sorted(await _ids(store, Listing())), wanted, "what is left")
+    for thread_id, ns, i in wanted:
+        found = await store.get(thread_id, ns, i)
+        values = [("c", _blob(f"{thread_id} {ns} {i}")), *([("old", _blob("old"))] if thread_id == "t" else [])]
+        got = found and ([*found.values], [*found.writes])
+        _same(got, (values, [_write("task", 0, f"w {i}")]), f"checkpoint {i} of {(thread_id, ns)}")
+    _same(await store.get("t", "", "3"), None, "one that went")
+    _same(sorted(await _all(store.thread_ids())), ["other", "t", "u"], "conversations")
+    await store.put("t", "", _record("9", "5"), [])
+    found = await store.get("t", "", "9")
+    _same(found and [*found.writes], [_write("early", 0, "w")], "writes of a checkpoint that came later")
+
+
+async def _check_keep_last_delta(store: Store) -> None:
+    """What `keep_last` leaves reads as before, its `DeltaChannel`s included, whose ancestors it needs."""
+    await _delta(store)
+    before = {i: await _reading(store, i) for i in "34"}
+    store.retain(Retention(keep_last=2, clock=_Clock()))
+    for _ in range(2):
+        await store.sweep()
+        left = [one[2] for one in await _ids(store, Listing("t"))]
+        _same((left[:2], "0" in left), (["4", "3"], False), "what is left, and whether it has what nothing needs")
+        for i in "34":
+            _same(await _reading(store, i), before[i], f"checkpoint {i}")
+
+
+async def _check_limits_and_leases(store: Store) -> None:
+    """No limit takes anything of a conversation whose lease is held; once it is given back, it is as any other."""
+    if type(store).acquire is Store.acquire:
+        return
+    clock = _Clock()
+    store.retain(Retention(ttl=10, max_threads=1, keep_last=1, clock=clock))
+    await store.put("t", "", _record("0", None, [("c", "0")]), [(("c", "0"), _blob("0"))])
+    before = [await _plain_at(store, "0"), await _ids(store, Listing())]
+    lease = await _acquired(store)
+    for number in (1, 2, 3):
+        await store.put("t", "", _record(f"{number}", f"{number - 1}"), [], [lease])
+    for _ in range(2):
+        clock.now += 100
+        await _fill(store, "u")
+        _same(await _left(store), ["t"], "what is left, when a lease is held on t")
+        held = [("t", "", i) for i in "3210"]
+        _same(await _ids(store, Listing()), held, "checkpoints of t, while its lease is held")
+    lease = await _acquired(store, lease, undo=True)
+    await store.sweep()
+    _same([await _plain_at(store, "0"), await _ids(store, Listing())], before, "what is left after undo")
+    await store.put("t", "", _record("1", "0"), [], [lease])
+    other = await _acquired(store, thread_id="u")
+    await store.put("u", "", _record("1"), [], [other])
+    _same(await _left(store), ["t", "u"], "what is left, when leases are held on both")
+    await store.release(lease)
+    _same((await _left(store), await _ids(store, Listing())), (["u"], [("u", "", "1")]), "what is left without one")
+    await store.release(other)
+    clock.now += 100
+    _same(await _left(store), [], "what is left after long, with no lease held")
+
+
+async def _plain_at(store: Store, checkpoint_id: str) -> object:
+    return _plain(await store.get("t", "", checkpoint_id))
+
+
+async def _check_evictions(store: Store) -> None:
+    """Each conversation that goes by a limit is iterated over once, with the reason, and `on_evict` left to others."""
+    called: list[str] = []
+
+    def on_evict(thread_id: str, reason: EvictionReason) -> None:
+        called.append(f"{thread_id}: {reason}")
+
+    clock = _Clock()
+    store.retain(Retention(ttl=10, max_threads=3, on_evict=on_evict, clock=clock))
+    await _fill_in_turn(store, clock, "abcde")
+    await store.delete(["c"])
+    await store.sweep()
+    first = store.evictions()
+    told: list[tuple[str, EvictionReason]] = [next(first, ("nothing", "ttl"))]
+    clock.now += 100
+    await store.sweep()
+    second = store.evictions()
+    told += [*second, *first, *store.evictions()]
+    wanted = [("a", "max_threads"), ("b", "max_threads"), ("d", "ttl"), ("e", "ttl")]
+    _same((sorted(told), [*store.evictions()]), (wanted, []), "what was told, and once more")
+    await _fill(store, "a")
+    clock.now += 100
+    await store.sweep()
+    _same([*store.evictions()], [("a", "ttl")], "what was told of one that went again")
+    _same(called, [], "what the store has told on_evict itself")
+
+
+async def _check_sweep_cancelled(store: Store) -> None:
+    """A cancelled `sweep` takes of each conversation all or nothing, and what it took is told."""
+    clock = _Clock()
+    store.retain(Retention(ttl=10, on_evict=lambda thread_id, reason: None, clock=clock))
+    names = [f"{number}" for number in range(20)]
+    for turns in (*range(4), 10, 30):
+        for name in names:
+            await _fill(store, name)
+        clock.now += 100
+        await _was_cancelled(store.sweep, turns)
+        await _state_at_rest(store)
+        left = [len(await _ids(store, Listing(name))) for name in names]
+        _same({*left} <= {0, 6}, True, f"whether the conversations are whole or gone, with {left} checkpoints")
+        _same(await _left(store), [], f"what is left after a sweep cancelled after {turns} turns, and another")
+        _same(sorted(store.evictions()), sorted((name, "ttl") for name in names), "what was told")
+
+
+async def _check_figures(store: Store) -> None:
+    """Figures are of what there is; of those but the first, some may be None."""
+
+    async def check(what: str, conversations: int, checkpoints: int, writes: int, more: int = 0) -> int:
+        stats = await store.stats()
+        _same(stats.conversations, conversations, f"conversations {what}")
+        for name, wanted in {"checkpoints": checkpoints, "writes": writes}.items():
+            _same(
+                getattr(stats, name) in (None, wanted), True, f"whether {getattr(stats, name)} {name} are there {what}"
+            )
+        _same((stats.bytes_saved or 0) >= 0, True, f"whether {stats.bytes_saved} bytes may be saved {what}")
+        if stats.bytes is not None:
+            _same((stats.bytes - before) * more >= 0, True, f"whether {stats.bytes} bytes are more or less {what}")
+        _same(sum(stats.evictions.values()) + stats.pruned + stats.overruns, 0, f"what went by limits {what}")
+        return stats.bytes or 0
+
+    before = 0
+    before = await check("at first", 0, 0, 0)
+    await store.get("t", "", None)
+    await store.put_writes("early", "", "1", [_write("a", 0, "w"), _write("a", -1, "w")])
+    before = await check("after writes", 1, 0, 2, 1)
+    for _ in range(2):
+        await _fill(store)
+        await check("after a conversation that may be stored again", 2, 6, 8, 1)
+    before = await check("after a conversation", 2, 6, 8, 1)
+    await store.copy("t", "u")
+    before = await check("after a copy", 3, 12, 14, 1)
+    await store.keep_latest(["u"])
+    before = await check("after keep_latest", 3, 8, 10, -1)
+    await store.delete_for_runs(["run 0"])
+    before = await check("after delete_for_runs", 2, 2, 4, -1)
+    await store.delete(["t", "u", "early"])
+    await check("after delete", 0, 0, 0, -1)
+    await _delta(store)
+    await store.delete_for_runs(["run 2"])
+    hidden = await store.stats()
+    _same(hidden.checkpoints in (None, 4), True, f"whether {hidden.checkpoints} checkpoints can be listed")
+
+
+async def _check_figures_of_limits(store: Store) -> None:
+    """Figures count what went by which limit, and the calls that left one exceeded."""
+    clock = _Clock()
+    store.retain(Retention(ttl=10, max_threads=3, keep_last=2, clock=clock))
+    await _fill_in_turn(store, clock, "a")
+    await store.sweep()
+    clock.now += 100
+    await store.sweep()
+    for number in range(5):
+        clock.now += 1
+        await store.put(f"{number}", "", _record("1"), [])
+    await store.sweep()
+    await store.delete(["4"])
+    stats = await store.stats()
+    _same((stats.conversations, stats.pruned, stats.overruns), (2, 2, 0), "conversations, pruned and overruns")
+    went = {reason: number for reason, number in stats.evictions.items() if number}
+    _same(went, {"ttl": 1, "max_threads": 2}, "evictions")
+    if type(store).acquire is Store.acquire:
+        return
+    for number in range(6):
+        await store.put(f"{number}", "", _record("1"), [], [await _acquired(store, thread_id=f"{number}")])
+    await store.sweep()
+    stats = await store.stats()
+    _same((stats.conversations, stats.overruns > 0), (6, True), "conversations, all leased, and if calls are counted")
+
+
 _CHECKS: Sequence[_Check] = [
     _check_nothing,
     _check_setup,
@@ -1094,6 +1430,7 @@ _CHECKS: Sequence[_Check] = [
     _check_tasks,
     _check_loops,
     _check_cancelled,
+    _check_figures,
 ]
 
 _CHECKS_OF_LEASES: Sequence[_Check] = [
@@ -1108,4 +1445,18 @@ _CHECKS_OF_LEASES: Sequence[_Check] = [
     _check_undo_new,
     _check_undo_only,
     _check_undo_others,
+]
+
+_CHECKS_OF_LIMITS: Sequence[_Check] = [
+    _check_retain,
+    _check_ttl,
+    _check_reading_is_no_use,
+    _check_max_threads,
+    _check_max_bytes,
+    _check_keep_last,
+    _check_keep_last_delta,
+    _check_limits_and_leases,
+    _check_evictions,
+    _check_sweep_cancelled,
+    _check_figures_of_limits,
 ]
