@@ -837,7 +837,8 @@ class MemoryStore(Store):
             runs.update(write.run_id for write in writes.values())
         for run_id in runs:
             if run_id is not None:
-                held -= self._drop_run(thread_id, bucket, run_id, {(one, checkpoint_ns)}, steps)
+                stays = run_id == coming.run_id
+                held -= self._drop_run(thread_id, bucket, run_id, {(one, checkpoint_ns)}, steps, stays)
         ids, order = namespace.ids[1:], bucket.order[1:]
         ids.append(coming.checkpoint_id)
         order.append((coming.checkpoint_id, checkpoint_ns))
@@ -898,11 +899,17 @@ class MemoryStore(Store):
     def _count(self, bucket: Bucket, changes: int, figures: Figures, totals: Figures) -> None:
         bucket.changes, bucket.figures, self._totals = changes, figures, totals
 
-    def _drop_run(self, thread_id: str, bucket: Bucket, run_id: str, gone: set[_Key], steps: _Steps) -> int:
-        """Add the steps by which a run is no longer found at some places; return what that frees."""
+    def _drop_run(
+        self, thread_id: str, bucket: Bucket, run_id: str, gone: set[_Key], steps: _Steps, stays: bool = False
+    ) -> int:
+        """Add the steps by which a run is no longer found at some places, but `stays` if other steps add one.
+
+        Returns:
+            What that frees.
+        """
         places = bucket.runs.get(run_id, set())
         number = len(gone & places)
-        if number < len(places):
+        if stays or number < len(places):
             steps.append((places.difference_update, (gone,)))
             return number * PLACE_SIZE
         steps.append((bucket.runs.pop, (run_id, None)))
