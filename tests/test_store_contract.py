@@ -2,7 +2,8 @@
 
 # ruff: noqa: D101  (the names of the broken stores say it)
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -10,9 +11,17 @@ import pytest
 from anyio.lowlevel import checkpoint as yield_to_loop
 from anyio.lowlevel import current_token
 
-from async_saver import AsyncSaver, MemoryStore, SessionError, Store, testing
+from async_saver import AsyncSaver, InvalidValueError, MemoryStore, Retention, SessionError, Store, testing
 from async_saver.pace import at_once
-from async_saver.records import CheckpointRecord, Lease, Listing, StoredCheckpoint, StoredHistory, WriteRecord
+from async_saver.records import (
+    CheckpointRecord,
+    Lease,
+    Listing,
+    StoredCheckpoint,
+    StoredHistory,
+    StoreStats,
+    WriteRecord,
+)
 from async_saver.stores.bucket import Bucket
 from async_saver.stores.leases import lost_error
 from async_saver.testing import check_store
@@ -332,7 +341,137 @@ class UndoesWhatHasEnded(RestoresACopy):
     pass
 
 
-CHECKS = [*testing._CHECKS, *testing._CHECKS_OF_LEASES]
+class FiguresOnlyGrow(MemoryStore):
+    most = StoreStats(0, 0, 0, 0, 0)
+
+    async def stats(self) -> StoreStats:
+        now = await super().stats()
+        self.most = self.most._replace(checkpoints=max(self.most.checkpoints or 0, now.checkpoints or 0))
+        return now._replace(checkpoints=self.most.checkpoints)
+
+
+class CountsWhatIsHidden(MemoryStore):
+    async def stats(self) -> StoreStats:
+        namespaces = [one for bucket in self._buckets.values() for one in bucket.namespaces.values()]
+        return (await super().stats())._replace(checkpoints=sum(len(one.checkpoints) for one in namespaces))
+
+
+class KeepsToTheLastLimits(MemoryStore):
+    def retain(self, retention: Retention) -> None:
+        self.retention = None
+        super().retain(retention)
+
+
+def _limited_by(name: str, **others: Any) -> type[MemoryStore]:
+    """Return a store that keeps to other limits than it is given."""
+
+    def retain(self: MemoryStore, retention: Retention) -> None:
+        if self.retention is None:
+            given = {key: other(getattr(retention, key)) for key, other in others.items()}
+            MemoryStore.retain(self, replace(retention, **given))
+            self.retention = retention
+
+    return type(name, (MemoryStore,), {"retain": retain})
+
+
+IgnoresTheTime = _limited_by("IgnoresTheTime", ttl=lambda ttl: None)
+AllHaveTheSameTime = _limited_by("AllHaveTheSameTime", ttl=lambda ttl: ttl and 10)
+ReadingIsUse = _limited_by("ReadingIsUse", refresh_on_read=lambda refresh: True)
+ReadingIsNoUse = _limited_by("ReadingIsNoUse", refresh_on_read=lambda refresh: False)
+KeepsAsManyAsComes = _limited_by("KeepsAsManyAsComes", max_threads=lambda number: None)
+KeepsAsMuchAsComes = _limited_by("KeepsAsMuchAsComes", max_bytes=lambda number: None)
+KeepsHalfOfWhatItMay = _limited_by("KeepsHalfOfWhatItMay", max_bytes=lambda number: number and number // 2)
+KeepsOneMore = _limited_by("KeepsOneMore", keep_last=lambda number: number and number + 1)
+
+
+class WritingIsNoUse(MemoryStore):
+    async def put_writes(self, thread_id: str, *args: Any) -> None:
+        clock: Any = self.retention and self.retention.clock
+        now = clock and clock.now
+        if clock:
+            clock.now = 1000.0
+        await super().put_writes(thread_id, *args)
+        if clock:
+            clock.now = now
+
+
+class LeavesWrites(MemoryStore):
+    async def sweep(self) -> int:
+        before = {*self._buckets}
+        went = await super().sweep()
+        for thread_id in before - {*self._buckets}:
+            bucket = Bucket()
+            self._replace({thread_id: bucket})
+        return went
+
+
+class SweepsAncestors(MemoryStore):
+    async def sweep(self) -> int:
+        for bucket in self._buckets.values():
+            for namespace in bucket.namespaces.values():
+                namespace.delta_channels = frozenset()
+        return await super().sweep()
+
+
+class TakesWhatIsLeased(MemoryStore):
+    def _is_in_use(self, *args: Any) -> bool:
+        return False
+
+
+class PrunesWhatIsLeased(MemoryStore):
+    async def sweep(self) -> int:
+        went = await super().sweep()
+        for thread_id in self._limits.overfull if self._limits is not None else ():
+            await super().keep_latest([thread_id])
+        return went
+
+
+class TellsTwice(MemoryStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Any] = []
+
+    def evictions(self) -> Iterator[Any]:
+        self.told += super().evictions()
+        return iter([*self.told])
+
+
+class TellsByItself(MemoryStore):
+    def evictions(self) -> Iterator[Any]:
+        for thread_id, reason in super().evictions():
+            if self.retention is not None and self.retention.on_evict is not None:
+                self.retention.on_evict(thread_id, reason)
+            yield thread_id, reason
+
+
+class TellsAfterwards(MemoryStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Any] = []
+
+    async def sweep(self) -> int:
+        went = await super().sweep()
+        told = [*super().evictions()]
+        await yield_to_loop()
+        self.told += told
+        return went
+
+    def evictions(self) -> Iterator[Any]:
+        while self.told:
+            yield self.told.pop()
+
+
+class CountsNoEvictions(MemoryStore):
+    async def stats(self) -> StoreStats:
+        return (await super().stats())._replace(evictions={})
+
+
+class CountsNoOverruns(MemoryStore):
+    async def stats(self) -> StoreStats:
+        return (await super().stats())._replace(overruns=0)
+
+
+CHECKS = [*testing._CHECKS, *testing._CHECKS_OF_LEASES, *testing._CHECKS_OF_LIMITS]
 
 _BROKEN = {
     LeavesTraces: "nothing",
@@ -379,6 +518,27 @@ _BROKEN = {
     UndoesUnasked: "undo_only",
     UndoesWhatHasEnded: "undo_only",
     RestoresACopy: "undo_others",
+    FiguresOnlyGrow: "figures",
+    CountsWhatIsHidden: "figures",
+    KeepsToTheLastLimits: "retain",
+    IgnoresTheTime: "ttl",
+    AllHaveTheSameTime: "ttl",
+    WritingIsNoUse: "ttl",
+    LeavesWrites: "ttl",
+    ReadingIsUse: "reading_is_no_use",
+    ReadingIsNoUse: "max_threads",
+    KeepsAsManyAsComes: "max_threads",
+    KeepsAsMuchAsComes: "max_bytes",
+    KeepsHalfOfWhatItMay: "max_bytes",
+    KeepsOneMore: "keep_last",
+    SweepsAncestors: "keep_last_delta",
+    TakesWhatIsLeased: "limits_and_leases",
+    PrunesWhatIsLeased: "limits_and_leases",
+    TellsTwice: "evictions",
+    TellsByItself: "evictions",
+    TellsAfterwards: "sweep_cancelled",
+    CountsNoEvictions: "figures_of_limits",
+    CountsNoOverruns: "figures_of_limits",
 }
 
 
@@ -402,7 +562,7 @@ def test_every_check_can_fail() -> None:
 
 
 async def test_a_store_may_do_without_leases() -> None:
-    """Then they are not checked, and it has no sessions."""
+    """Then they are not checked, nor what limits are to them, and it has no sessions."""
 
     class Plain(MemoryStore):
         acquire = Store.acquire
@@ -411,3 +571,52 @@ async def test_a_store_may_do_without_leases() -> None:
     with pytest.raises(SessionError, match="a Plain has no leases"):
         await AsyncSaver(store=Plain()).session("t").__aenter__()
     assert not await AsyncSaver(store=Plain()).ais_busy("t")
+
+
+async def test_a_store_may_do_without_limits() -> None:
+    """Then they are not checked, and a saver with a `Retention` does not take it."""
+
+    class Plain(MemoryStore):
+        retain = Store.retain
+
+    await check_store(Plain)
+    with pytest.raises(InvalidValueError, match="a Plain has no limits"):
+        AsyncSaver(store=Plain(), retention=Retention(ttl=1))
+
+
+class SweepsOnly(MemoryStore):
+    """Keeps to its limits where it is told to sweep, and nowhere else."""
+
+    sweeping = False
+
+    async def sweep(self) -> int:
+        self.sweeping = True
+        try:
+            for thread_id in self._buckets if self._limits is not None else ():
+                self._limits.overfull[thread_id] = None
+            return await super().sweep()
+        finally:
+            self.sweeping = False
+
+    def _keep_to(self, *args: Any) -> bool:
+        return False
+
+    def _first_dropped(self, *args: Any) -> None:
+        return None
+
+    async def _keep_on(self, *args: Any) -> None:
+        if self.sweeping:
+            await super()._keep_on(*args)
+
+    async def _trim(self, *args: Any) -> None:
+        if self.sweeping:
+            await super()._trim(*args)
+
+    async def _sweep_due(self, *args: Any) -> None:
+        if self.sweeping:
+            await super()._sweep_due(*args)
+
+
+async def test_a_store_may_keep_to_its_limits_in_sweeps_only() -> None:
+    """As one in a database will, which cannot look at each put what is there."""
+    await check_store(SweepsOnly)
