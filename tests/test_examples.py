@@ -17,6 +17,29 @@ SLOW_STEP = re.compile(r"^Executing <.*> took [\d.]+ seconds\n", re.MULTILINE)
 
 # What an example must print, each a run of whole lines (indentation aside): what a broken saver would get wrong.
 FACTS = {
+    "bounded_memory.py": [
+        """
+        held: 90 conversations, 180 checkpoints; at most 800 KiB: True
+        evicted: {'ttl': 0, 'max_threads': 30, 'max_bytes': 0}
+        on_evict was told: {'max_threads': 30}
+        """,
+        """
+        user-119: ['hello', 'You said 5 characters.', 'and again', 'You said 9 characters.']
+        user-0: ['and again', 'You said 9 characters.']
+        """,
+        """
+        user-32: there
+        user-31: gone
+        user-119: there
+        staff-1: there
+        """,
+        """
+        user-32: gone
+        user-119: gone
+        staff-1: there
+        held: 1 conversations, 2 checkpoints; at most 800 KiB: True
+        """,
+    ],
     "many_loops.py": [
         "conversations: 18",
         "asyncio-1: good morning + how are you; good morning + how are you; good morning + how are you",
@@ -37,6 +60,26 @@ FACTS = {
         archive/plain-1: words, newest first: [7, 5, 5, 5, 2, 2, 2, None, None]
         archive/plain-2: words, newest first: [7, 5, 5, 5, 2, 2, 2, None, None]
         """,
+    ],
+    "metrics.py": [
+        """
+        1. Five conversations
+        async_saver.conversations [saver=notes] 5 {conversation}
+        async_saver.checkpoints [saver=notes] 10 {checkpoint}
+        """,
+        """
+        async_saver.sessions.open [saver=notes] 1 {session}
+        async_saver.sessions.waiting [saver=notes] 0 {session}
+        async_saver.evictions [saver=notes reason=ttl] 0 {conversation}
+        async_saver.evictions [saver=notes reason=max_threads] 3 {conversation}
+        async_saver.evictions [saver=notes reason=max_bytes] 0 {conversation}
+        async_saver.pruned [saver=notes] 8 {checkpoint}
+        """,
+        """
+        3. The session is over; the last figures come as the process ends
+        async_saver.conversations [saver=notes] 5 {conversation}
+        """,
+        "async_saver.bridge_calls [] 3 {call}",
     ],
     "quickstart.py": [
         """
