@@ -36,9 +36,9 @@ class Retention:
             what the value of a `DeltaChannel` is rebuilt from. And as long as one is needed there are more: those from
             which a run is under way, and all while a session is open on the conversation. (Between two prunings there
             may be a 64th more, and with a `DeltaChannel` up to twice as many.)
-        on_evict: Called with the `thread_id` and the reason after a conversation has gone, never while anything is
-            locked. If it returns an awaitable, that is awaited: from sync code on an event loop of its own, in a
-            worker thread. What it raises is logged.
+        on_evict: Called with the `thread_id` and the reason after a conversation has gone, once at most, by the call of
+            the saver that let it go or by a later one, never while anything is locked. If it returns an awaitable,
+            that is awaited: from sync code on an event loop of its own, in a worker thread. What it raises is logged.
         clock: Returns seconds from any moment on. They must not jump, so the time of day will not do.
 
     Raises:

@@ -128,12 +128,12 @@ class AsyncSaver(
         if retention is not None and not isinstance(retention, Retention):
             raise InvalidTypeError(f"retention is a Retention or None, not of type {type(retention).__name__}")
         self._shared = _Shared(store if store is not None else MemoryStore())
-        if retention is not None:
-            self._shared.store.retain(retention)
         if factory is not defaultdict:
             if store is not None:
                 raise InvalidValueError("pass either store= or factory=: what a factory makes is kept in memory")
             self._shared.load_files(factory, self._memory_store("factory"), self.serde)
+        if retention is not None:
+            self._shared.store.retain(retention)  # after what files hold, which comes in any order
 
     @classmethod
     def from_conn_string(
@@ -354,7 +354,10 @@ class AsyncSaver(
     async def acount(self) -> int:
         """Return how many conversations the store holds."""
         await keep_pace()
-        return await self._shared.store.count()
+        number = await self._shared.store.count()
+        if self._shared.store.untold:
+            await self._shared.tell()
+        return number
 
     # Writing. Everything is serialised before the first await, so later changes to the arguments change nothing;
     # the lock then lets the store's commits on one conversation through in the order of the calls. A yield to the
@@ -557,10 +560,10 @@ class AsyncSaver(
     async def astats(self) -> Stats:
         """Return figures: what is held, what went, and what was waited for. They cost the same however much is held."""
         await keep_pace()
-        shared = self._shared
-        stats = await shared.store.stats()
-        sessions, waiting = shared.sessions.count()
-        return Stats(*stats, sessions, waiting, shared.locks.waits, shared.conflicts, bridge.calls)
+        stats = await self._shared.stats()
+        if self._shared.store.untold:
+            await self._shared.tell()
+        return stats
 
     # Sessions.
 
@@ -682,7 +685,10 @@ class AsyncSaver(
 
     def count(self) -> int:
         """Return how many conversations the store holds; see `acount`."""
-        return bridge.call(AsyncSaver.acount, self)
+        number = bridge.call(self._shared.store.count)
+        if self._shared.store.untold:
+            self._shared.tell_from_sync_code()
+        return number
 
     def put(
         self,
@@ -730,7 +736,10 @@ class AsyncSaver(
 
     def stats(self) -> Stats:
         """Return figures; see `astats`."""
-        return bridge.call(AsyncSaver.astats, self)
+        stats = bridge.call(self._shared.stats)
+        if self._shared.store.untold:
+            self._shared.tell_from_sync_code()
+        return stats
 
     def is_busy(self, thread_id: str) -> bool:
         """Tell whether a session holds a conversation; see `ais_busy`."""
@@ -779,6 +788,12 @@ class _Shared:
         retention = self.store.retention
         if retention is not None and retention.keep_last is not None:
             standing.set(Stand())
+
+    async def stats(self) -> Stats:
+        """Return the figures; see `AsyncSaver.astats`."""
+        stats = await self.store.stats()
+        sessions, waiting = self.sessions.count()
+        return Stats(*stats, sessions, waiting, self.locks.waits, self.conflicts, bridge.calls)
 
     def count_conflict(self) -> None:
         """Count a checkpoint that was in conflict."""

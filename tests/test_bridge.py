@@ -267,6 +267,8 @@ SYNC_CALLS: dict[str, Callable[[AsyncSaver], Any]] = {
     "delete_for_runs": lambda saver: saver.delete_for_runs(["run"]),
     "delete_thread": lambda saver: saver.delete_thread("t"),
     "is_busy": lambda saver: saver.is_busy("t"),
+    "sweep": lambda saver: saver.sweep(),
+    "stats": lambda saver: saver.stats(),
     "session": _in_session,
     "del storage": lambda saver: saver.storage.__delitem__("t"),
     "storage.pop": lambda saver: saver.storage.pop("t"),

@@ -165,6 +165,8 @@ READERS: dict[str, Call] = {
     "alist, one": lambda saver: anext(saver.alist(config()), None),
     "athread_ids": lambda saver: all_of(saver.athread_ids()),
     "ais_busy": lambda saver: saver.ais_busy("t"),
+    "asweep": lambda saver: saver.asweep(),
+    "astats": lambda saver: saver.astats(),
 }
 
 

@@ -80,6 +80,8 @@ CALLS: dict[str, Call] = {
     "adelete_thread, unknown": lambda saver: saver.adelete_thread("unknown"),
     "adelete_for_runs, unknown": lambda saver: saver.adelete_for_runs(["unknown"]),
     "ais_busy": lambda saver: saver.ais_busy("known"),
+    "asweep": lambda saver: saver.asweep(),
+    "astats": lambda saver: saver.astats(),
     "session": lambda saver: _in_and_out(saver.session("known")),
     "session, ephemeral": lambda saver: _in_and_out(saver.session("unknown", ephemeral=True)),
 }

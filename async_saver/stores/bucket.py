@@ -156,12 +156,27 @@ class Namespace:
             else:
                 self._users.update(dict.fromkeys(record.versions, record.checkpoint_id))
 
-    def drop(self, checkpoint_ids: Iterable[str], ids: list[str], versions: Iterable[ChannelVersion]) -> None:
-        """Take away checkpoints with their writes, as a step; `ids` are those in sight that stay."""
+    def forget_users(self) -> None:
+        """Have `users` counted anew."""
+        self._users = None
+
+    def drop(
+        self, checkpoint_ids: Sequence[str], ids: list[str], versions: Iterable[ChannelVersion], are_first: bool
+    ) -> None:
+        """Take away checkpoints with their writes, as a step.
+
+        Args:
+            checkpoint_ids: They.
+            ids: Those in sight that stay.
+            versions: The values that go with them.
+            are_first: Whether they are older than all that stay.
+        """
         for checkpoint_id in checkpoint_ids:
             self.checkpoints.pop(checkpoint_id, None)
             self.writes.pop(checkpoint_id, None)
         self.ids = ids
+        if not are_first:
+            self._users = None  # one of them may be named for what an older one uses
         if self._users is not None:
             for version in versions:
                 self._users.pop(version, None)

@@ -4,8 +4,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextvars import ContextVar
 from heapq import heappop, heappush, nsmallest
-from math import ceil, frexp, inf, isfinite
-from weakref import WeakSet, WeakValueDictionary
+from math import ceil, floor, frexp, inf, isfinite, nextafter
+from weakref import ReferenceType, WeakSet, WeakValueDictionary, ref
 
 from async_saver.errors import InvalidTypeError, InvalidValueError
 from async_saver.retention import EvictionReason, Retention
@@ -54,7 +54,7 @@ class Stand:
     __slots__ = ("limits", "mark", "place")
 
     def __init__(self) -> None:
-        self.limits: Limits | None = None
+        self.limits: ReferenceType[Limits] | None = None
         self.place: _Place | None = None
         self.mark: _Mark | None = None
 
@@ -159,15 +159,18 @@ class Limits:
         if use is not None:
             self._unnote(thread_id, use.due)
 
-    def _note(self, thread_id: str, use: Use) -> None:
+    def _note(self, thread_id: str, use: Use, after: float = -inf) -> None:
         if use.lifetime < inf:
             width = 2.0 ** max(frexp(use.lifetime)[1] - 10, -10)
             self._widest = max(self._widest, width)
-            use.due = ceil((use.when + use.lifetime) / width) * width
-            if use.due not in self._noted:
-                heappush(self._moments, use.due)
-                self._noted.add(use.due)
-            self._due.setdefault(use.due, OrderedDict())[thread_id] = None
+            due = ceil((use.when + use.lifetime) / width) * width
+            if due <= after:
+                due = max((floor(after / width) + 1) * width, nextafter(after, inf))
+            if due not in self._noted:
+                heappush(self._moments, due)
+                self._noted.add(due)
+            self._due.setdefault(due, OrderedDict())[thread_id] = None
+            use.due = due
 
     def _unnote(self, thread_id: str, moment: float) -> None:
         due = self._due.get(moment)
@@ -190,6 +193,7 @@ class Limits:
             due = self._due.get(self._moments[0])
             if due:
                 return next(iter(due))
+            self._due.pop(self._moments[0], None)
             self._noted.discard(self._moments[0])
             heappop(self._moments)
         return None
@@ -202,17 +206,15 @@ class Limits:
 
     def look_again(self, thread_id: str, now: float, in_use: bool) -> None:
         """Note that a conversation was looked at and stays: it was used since, or is in use now."""
+        found = self._moments[0]
         use = self._uses.get(thread_id)
-        if use is None:
-            self._unnote(thread_id, self._moments[0])
-            return
-        if in_use:
-            use.when = now
-            self._uses.move_to_end(thread_id)
-        before = use.due
-        self._note(thread_id, use)
-        if use.due != before:
-            self._unnote(thread_id, before)
+        if use is not None:
+            if in_use:
+                use.when = now
+                self._uses.move_to_end(thread_id)
+            self._note(thread_id, use, now)
+        if use is None or use.due != found:
+            self._unnote(thread_id, found)
 
     def least_used(self) -> str | None:
         """Return the least recently used conversation."""
@@ -246,12 +248,12 @@ class Limits:
         """Note that the run in whose context this is called stands on a checkpoint that it has read, or on none yet."""
         stand = standing.get()
         if stand is not None:
-            stand.limits, stand.place = self, place
+            stand.limits, stand.place = ref(self), place
             stand.mark = None if checkpoint_id is None else self._marked(place, checkpoint_id)
 
     def step(self, stand: Stand, place: _Place, checkpoint_id: str) -> None:
         """Note that a run stands on a checkpoint that it has stored."""
-        if stand.limits is self and stand.place == place:
+        if stand.place == place and stand.limits is not None and stand.limits() is self:
             stand.mark = self._marked(place, checkpoint_id)
 
     def _marked(self, place: _Place, checkpoint_id: str) -> _Mark:
@@ -275,5 +277,5 @@ class Limits:
         for thread_id, use in self._uses.items():
             if use.lifetime < inf and thread_id not in self._due.get(use.due, ()):
                 yield f"thread_id {thread_id!r} is not noted where its time ends"
-        if not {*self._due} <= {*self._moments} or {*self._moments} != self._noted or not all(self._due.values()):
+        if not {*self._due} <= self._noted <= {*self._moments}:
             yield f"the moments are {sorted(self._due)}, noted {sorted(self._noted)}, and looked at {self._moments}"

@@ -773,6 +773,7 @@ class MemoryStore(Store):
         namespace, keep = bucket.namespaces[checkpoint_ns], limits.keep_last
         over = len(namespace.ids) - keep
         if over <= limits.slack:
+            limits.overfull[thread_id] = None
             return False
         if over > limits.slack + _LOOKS or namespace.delta_channels or self._leases.held(thread_id) is not None:
             limits.overfull[thread_id] = None
@@ -782,6 +783,8 @@ class MemoryStore(Store):
         oldest = namespace.ids[:over]
         if limits.has_stands():
             oldest = [one for one in oldest if not limits.is_stood_on(place, one)]
+            if len(oldest) < over:
+                limits.overfull[thread_id] = None
         if oldest:
             steps: _Steps = []
             number, held, saved = self._drop(thread_id, bucket, checkpoint_ns, namespace, oldest, steps)
@@ -822,11 +825,14 @@ class MemoryStore(Store):
         ):
             return None
         users, record = namespace.users(), namespace.checkpoints[one]
-        values = [
-            version
-            for version in record.versions
-            if (user := users.get(version)) == one or user not in namespace.checkpoints
-        ]
+        namespace.note_users(coming)  # they may have been counted without it
+        values = []
+        for version in record.versions:
+            user = users.get(version)
+            if user == one:
+                values.append(version)
+            elif user not in namespace.checkpoints and user != coming.checkpoint_id:
+                return None
         size = history.size(values)
         held, number = -size - record_size(record), 0
         runs = {record.run_id}
@@ -859,15 +865,18 @@ class MemoryStore(Store):
     ) -> tuple[int, int, int]:
         """Add the steps by which the oldest checkpoints go; return what that adds to the writes, bytes, bytes saved."""
         users, checkpoints = namespace.users(), namespace.checkpoints
+        if any(users.get(version) not in checkpoints for one in oldest for version in checkpoints[one].versions):
+            namespace.forget_users()  # a put that was interrupted before it began has left its name
+            users = namespace.users()
         gone = {*oldest}
         # What they use, unless something later does, or something before them that stays as a run stands there.
-        before = namespace.ids[: namespace.ids.index(oldest[-1])]
-        needed = {version for one in before if one not in gone for version in checkpoints[one].versions}
+        before = [one for one in namespace.ids[: namespace.ids.index(oldest[-1])] if one not in gone]
+        needed = {version for one in before for version in checkpoints[one].versions}
         values = {
             version
             for one in oldest
             for version in checkpoints[one].versions
-            if version not in needed and ((user := users.get(version)) in gone or user not in checkpoints)
+            if version not in needed and users.get(version) in gone
         }
         more, (held, saved) = namespace.without(values, gone)
         steps += more
@@ -892,7 +901,7 @@ class MemoryStore(Store):
                 held -= self._drop_run(thread_id, bucket, run_id, {*places}, steps)
         ids = _without_first(namespace.ids, oldest)
         order = _without_first(bucket.order, [(one, checkpoint_ns) for one in oldest])
-        steps.append((namespace.drop, (oldest, ids, values)))
+        steps.append((namespace.drop, (oldest, ids, values, not before)))
         steps.append((setattr, (bucket, "order", order)))
         return number, held, saved
 
@@ -1159,9 +1168,9 @@ class MemoryStore(Store):
                     limits.touch(lease.thread_id, now)
         await _let_go(former)
         if held and limits is not None:
-            await self._keep_on(limits, None, now)
             if lease.thread_id in limits.overfull:
-                await self._trim(limits, lease.thread_id)
+                await self._trim(limits, lease.thread_id)  # before, as it may make values whole
+            await self._keep_on(limits, None, now)
         return held
 
     async def lease(self, thread_id: str) -> Lease | None:
@@ -1265,7 +1274,7 @@ def _drop_first(
     values: Sequence[ChannelVersion],
     figures: Size,
 ) -> None:
-    namespace.drop((checkpoint_id,), ids, values)
+    namespace.drop((checkpoint_id,), ids, values, are_first=True)
     namespace.history.drop(values, figures)
     bucket.order = order
 
