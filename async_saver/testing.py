@@ -1199,9 +1199,9 @@ async def _check_max_bytes(store: Store) -> None:
     store.retain(Retention(max_bytes=100_000, clock=clock))
     noise = Random(0)  # which no store can make smaller
 
-    async def put(thread_id: str) -> None:
+    async def put(thread_id: str, size: int = 30_000) -> None:
         clock.now += 1
-        record, value = _record("1", None, [("c", "1")]), noise.getrandbits(8 * 30_000).to_bytes(30_000, "big")
+        record, value = _record("1", None, [("c", "1")]), noise.getrandbits(8 * size).to_bytes(size, "big")
         await store.put(thread_id, "", record, [(("c", "1"), ("bytes", value))])
 
     for thread_id in "abc":
@@ -1214,7 +1214,14 @@ async def _check_max_bytes(store: Store) -> None:
     _same(left in (["a", "d", "e"], ["d", "e"]), True, f"whether {left} were used last, and are as many as may be")
     held = (await store.stats()).bytes
     _same(held is not None and 30_000 * len(left) < held <= 100_000, True, f"whether {held} bytes are what is held")
+    went = {reason for reason, number in (await store.stats()).evictions.items() if number}
+    _same(went, {"max_bytes"}, "the reasons for which conversations went")
+    await put("large", 200_000)
+    found = await store.get("large", "", None)
+    _same(found is not None, True, "whether one that is too large by itself is there once it was put")
+    await store.delete(["large"])
     if type(store).acquire is not Store.acquire:
+        await put("d")
         lease = await _acquired(store, thread_id="d")
         for thread_id in "fgh":
             await put(thread_id)

@@ -384,6 +384,13 @@ KeepsHalfOfWhatItMay = _limited_by("KeepsHalfOfWhatItMay", max_bytes=lambda numb
 KeepsOneMore = _limited_by("KeepsOneMore", keep_last=lambda number: number and number + 1)
 
 
+class TakesWhatIsWrittenTo(MemoryStore):
+    async def put(self, *args: Any) -> bool:
+        conflict = await super().put(*args)
+        await self.sweep()
+        return conflict
+
+
 class WritingIsNoUse(MemoryStore):
     async def put_writes(self, thread_id: str, *args: Any) -> None:
         clock: Any = self.retention and self.retention.clock
@@ -546,6 +553,7 @@ _BROKEN = {
     KeepsAsManyAsComes: "max_threads",
     KeepsAsMuchAsComes: "max_bytes",
     KeepsHalfOfWhatItMay: "max_bytes",
+    TakesWhatIsWrittenTo: "max_bytes",
     KeepsOneMore: "keep_last",
     DropsWhatIsNotNew: "keep_last",
     SweepsWhatIsToCome: "keep_last",
