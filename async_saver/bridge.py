@@ -21,7 +21,7 @@ try:
 except ImportError:  # anyio does without, where it is not installed
     _library = None  # type: ignore[assignment]
 
-__all__ = ["SyncBridge", "bridge"]
+__all__ = ["SyncBridge", "await_elsewhere", "bridge"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -238,6 +238,32 @@ class _Call(Generic[_T]):
             raise outcome[1]
         finally:
             del outcome  # which the exception's traceback would hold, and it the exception
+
+
+def await_elsewhere(work: Awaitable[object]) -> None:
+    """Await what is the user's own on an event loop of its own, in a worker thread, in the caller's context.
+
+    Not on the portal, which everybody waits for; nor here, as the caller may be on an event loop itself.
+    """
+    raised: list[Exception] = []
+
+    async def wait() -> None:
+        await work
+
+    def run() -> None:
+        try:
+            anyio.run(wait)
+        except Exception as exc:
+            raised.append(exc)
+
+    context = copy_context()
+    if _library is not None:
+        context.run(_library.set, None)  # nothing runs there yet
+    worker = threading.Thread(target=context.run, args=(run,), name="async_saver on_evict")
+    worker.start()
+    worker.join()
+    for exc in raised:
+        raise exc
 
 
 def _on_event_loop() -> bool:

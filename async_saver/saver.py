@@ -10,11 +10,9 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
-from contextvars import copy_context
 from types import TracebackType
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
-import anyio
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -27,7 +25,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from typing_extensions import Self
 
-from async_saver.bridge import bridge
+from async_saver.bridge import await_elsewhere, bridge
 from async_saver.codec import Decoder, config_of, encode_checkpoint, encode_writes
 from async_saver.compat import NOT_ASSIGNED, Blobs, Files, Storage, Writes
 from async_saver.conflicts import has_to_follow, tell
@@ -815,7 +813,7 @@ class _Shared:
             with _logged(thread_id, reason):
                 told = self._told(thread_id, reason)
                 if inspect.isawaitable(told):
-                    _in_worker_thread(told)
+                    await_elsewhere(told)
 
     def _told(self, thread_id: str, reason: EvictionReason) -> Awaitable[None] | None:
         on_evict = self.store.retention.on_evict if self.store.retention is not None else None
@@ -847,26 +845,6 @@ def _logged(thread_id: str, reason: EvictionReason) -> Iterator[None]:
         yield
     except Exception:
         _log.exception("on_evict failed for thread_id %s, which had gone by %s", shown(thread_id), reason)
-
-
-def _in_worker_thread(told: Awaitable[None]) -> None:
-    """Await something on an event loop of its own; the caller may be on one that would have to go on meanwhile."""
-    raised: list[Exception] = []
-
-    async def wait() -> None:
-        await told
-
-    def run() -> None:
-        try:
-            anyio.run(wait)
-        except Exception as exc:
-            raised.append(exc)
-
-    worker = threading.Thread(target=copy_context().run, args=(run,), name="async_saver on_evict")
-    worker.start()
-    worker.join()
-    for exc in raised:
-        raise exc
 
 
 class _Tuples(AsyncIterator[CheckpointTuple]):

@@ -591,6 +591,10 @@ class Bucket:
                 left[ns] = yield from left[ns].undone(former)
         return (yield from _unless_empty(left))
 
+    def is_longer_than(self, number: int) -> bool:
+        """Tell whether there are more checkpoints in sight in any namespace."""
+        return any(len(namespace.ids) > number for namespace in self.namespaces.values())
+
     def dismantle(self, successors: "Sequence[Bucket]") -> Slices[None]:
         """Empty what no successor has taken over. At once, as a reference is dropped, it may take milliseconds."""
         for ns, namespace in self.namespaces.items():

@@ -155,9 +155,10 @@ class Limits:
     def forget(self, thread_id: str) -> None:
         """Note that a conversation is there no longer."""
         self.overfull.pop(thread_id, None)
-        use = self._uses.pop(thread_id, None)
+        use = self._uses.get(thread_id)
         if use is not None:
             self._unnote(thread_id, use.due)
+            self._uses.pop(thread_id, None)
 
     def _note(self, thread_id: str, use: Use, after: float = -inf) -> None:
         if use.lifetime < inf:
@@ -277,5 +278,5 @@ class Limits:
         for thread_id, use in self._uses.items():
             if use.lifetime < inf and thread_id not in self._due.get(use.due, ()):
                 yield f"thread_id {thread_id!r} is not noted where its time ends"
-        if not {*self._due} <= self._noted <= {*self._moments}:
+        if not {*self._due} <= {*self._moments} or not self._noted <= {*self._moments}:
             yield f"the moments are {sorted(self._due)}, noted {sorted(self._noted)}, and looked at {self._moments}"

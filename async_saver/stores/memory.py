@@ -62,6 +62,9 @@ _Places = list[_Key]
 _Formers = list[tuple[Bucket, Sequence[Bucket]]]
 """Buckets that are stored no longer, each with those that may have taken parts of it over."""
 
+_Left = tuple[bool, bool]
+"""Whether a conversation has too many checkpoints, and whether there are too many conversations."""
+
 _MERGED_AT_ONCE = 256
 
 _SLICE = 0.001  # seconds in the guard at a time, for work on whole conversations
@@ -227,7 +230,8 @@ class MemoryStore(Store):
     ) -> bool:
         """See `Store.put`."""
         lease = lease_of(thread_id, leases) if leases else None
-        lost = conflict = torn = left = False
+        lost = conflict = torn = False
+        left: _Left | None = None
         limits = self._limits
         now = lifetime = 0.0
         if limits is not None and limits.by_use:
@@ -252,8 +256,8 @@ class MemoryStore(Store):
             raise lost_error(lease)
         if torn:
             raise _torn_error(thread_id)
-        if limits is not None and left:
-            await self._keep_on(limits, thread_id, now)
+        if limits is not None and left is not None:
+            await self._go_on(limits, thread_id, now, left)
         return conflict
 
     def _is_in_conflict(self, thread_id: str, checkpoint_ns: str, record: CheckpointRecord) -> bool:
@@ -317,7 +321,8 @@ class MemoryStore(Store):
         if not writes:
             return
         lease = lease_of(thread_id, leases) if leases else None
-        lost = left = False
+        lost = False
+        left: _Left | None = None
         limits = self._limits
         now = lifetime = 0.0
         if limits is not None and limits.by_use:
@@ -336,8 +341,8 @@ class MemoryStore(Store):
                     left = self._keep_to(limits, thread_id, None, now)
         if lost and lease is not None:
             raise lost_error(lease)
-        if limits is not None and left:
-            await self._keep_on(limits, thread_id, now)
+        if limits is not None and left is not None:
+            await self._go_on(limits, thread_id, now, left)
 
     def _put_writes(
         self,
@@ -743,8 +748,8 @@ class MemoryStore(Store):
                 return True
         return False
 
-    def _keep_to(self, limits: Limits, thread_id: str, place: _Key | None, now: float) -> bool:
-        """Keep to the limits after a write; tell whether more has to be done. The caller is in the guard.
+    def _keep_to(self, limits: Limits, thread_id: str, place: _Key | None, now: float) -> "_Left | None":
+        """Keep to the limits after a write; return what is left to be done. The caller is in the guard.
 
         Args:
             limits: The limits.
@@ -752,21 +757,21 @@ class MemoryStore(Store):
             place: `(checkpoint_id, checkpoint_ns)` of a checkpoint that was stored.
             now: The time.
         """
-        left = False
+        is_long = more = False
         if place is not None and limits.keep_last:
             checkpoint_id, checkpoint_ns = place
             if (stand := standing.get()) is not None:
                 limits.step(stand, (thread_id, checkpoint_ns), checkpoint_id)
             bucket = self._buckets[thread_id]
             if len(bucket.namespaces[checkpoint_ns].ids) > limits.keep_last:
-                left = self._keep_last(limits, bucket, thread_id, checkpoint_ns)
+                is_long = self._keep_last(limits, bucket, thread_id, checkpoint_ns)
         if limits.are_due(now):
             self._evict_due(limits, thread_id, now)
         if limits.by_use and self._exceeded(limits) is not None:
             _, taken = self._evict_some(limits, thread_id, now)
             if self._exceeded(limits) is not None:
-                left, limits.overruns = left or bool(taken), limits.overruns + (not taken)
-        return left or bool(limits.freed)
+                more, limits.overruns = bool(taken), limits.overruns + (not taken)
+        return (is_long, more) if is_long or more or limits.freed else None
 
     def _keep_last(self, limits: Limits, bucket: Bucket, thread_id: str, checkpoint_ns: str) -> bool:
         """Let the oldest checkpoints go, if that is done in a moment; else tell whether it is worth the time."""
@@ -986,6 +991,16 @@ class MemoryStore(Store):
         if held >= _LARGE:
             limits.freed.append((bucket, ()))
 
+    async def _go_on(self, limits: Limits, thread_id: str, now: float, left: "_Left") -> None:
+        """Do what is left to be done after a write."""
+        is_long, more = left
+        if is_long:
+            await self._trim(limits, thread_id)
+        if more:
+            await self._keep_on(limits, thread_id, now)
+        else:
+            await _let_go(limits.take_freed())
+
     async def _keep_on(self, limits: Limits, thread_id: str | None, now: float) -> None:
         """Keep to the limits, a slice at a time.
 
@@ -994,8 +1009,6 @@ class MemoryStore(Store):
             thread_id: What was written to, and does not go; with None, all others are looked at before it is given up.
             now: The time.
         """
-        if thread_id is not None and thread_id in limits.overfull:
-            await self._trim(limits, thread_id)
         in_vain = 0
         while True:
             with guard:
@@ -1010,6 +1023,16 @@ class MemoryStore(Store):
             if stuck or not over:
                 return
             await keep_pace()
+
+    async def _catch_up(self, limits: Limits, thread_id: str) -> None:
+        """Keep to the limits as a session has ended, in which its conversation could not go."""
+        now = limits.now()
+        with guard:
+            self._settle()
+            limits.touch(thread_id, now)
+        if thread_id in limits.overfull:
+            await self._trim(limits, thread_id)  # first, as it may make values whole
+        await self._keep_on(limits, None, now)
 
     async def _trim(self, limits: Limits, thread_id: str) -> None:
         """Let a conversation have no more checkpoints than `keep_last`, unless it has an open session."""
@@ -1027,7 +1050,8 @@ class MemoryStore(Store):
             for one, bucket in made.items():
                 limits.pruned += self._buckets[one].figures[0] - (0 if bucket is None else bucket.figures[0])
             freed = self._replace(made)
-            if which():
+            bucket = self._buckets.get(thread_id)
+            if which() and not (bucket is not None and bucket.is_longer_than(keep)):
                 limits.overfull.pop(thread_id, None)
             return freed
 
@@ -1156,21 +1180,15 @@ class MemoryStore(Store):
         if not isinstance(lease, HeldLease):
             return False
         former: _Formers = []
-        limits = self._limits
-        now = 0.0 if limits is None else limits.now()
         with guard:
             self._settle()
             held = lease.is_held()
             if held:
                 ended = self._leases.ended(lease, lost=delete)
                 former = self._end(lease, {lease.thread_id: None} if delete else {}, ended)
-                if limits is not None:
-                    limits.touch(lease.thread_id, now)
         await _let_go(former)
-        if held and limits is not None:
-            if lease.thread_id in limits.overfull:
-                await self._trim(limits, lease.thread_id)  # before, as it may make values whole
-            await self._keep_on(limits, None, now)
+        if held and self._limits is not None:
+            await self._catch_up(self._limits, lease.thread_id)
         return held
 
     async def lease(self, thread_id: str) -> Lease | None:
