@@ -1209,9 +1209,10 @@ def _minus(figures: Figures, *others: Figures) -> Figures:
 
 def _torn_error(thread_id: str) -> ThreadEvictedError:
     return ThreadEvictedError(
-        f"thread_id {shown(thread_id)} was evicted or deleted while a run was under way on it: the checkpoint that the "
-        "run stores next would lack what was there; nothing was stored. Hold saver.session(thread_id) around the run, "
-        "which keeps its conversation, or give the saver's Retention wider limits"
+        f"what thread_id {shown(thread_id)} held when this run read it has gone since: evicted, deleted, or older than "
+        "what keep_last keeps as others have written to it. The checkpoint that the run stores next would lack it; "
+        "nothing was stored. Hold saver.session(thread_id) around the run, which keeps its conversation, or give the "
+        "saver's Retention wider limits"
     )
 
 
