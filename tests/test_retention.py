@@ -21,7 +21,7 @@ import anyio
 import pytest
 from anyio import CancelScope, create_task_group
 from anyio.lowlevel import checkpoint as yield_to_loop
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.base.id import uuid6
@@ -380,6 +380,7 @@ async def test_what_the_callable_raises_reaches_the_caller(clock: Clock, kind: s
 @pytest.mark.parametrize("jump", [-1e9, 1e9])
 async def test_a_jump_of_the_time_of_day_evicts_nothing(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
     """The clock is monotonic unless another is given."""
+    assert Retention().clock is time.monotonic
     saver = AsyncSaver(store=Checked(), retention=Retention(ttl=3600))
     await put(saver, "1")
     at = time.time()
@@ -932,10 +933,16 @@ async def _live(keep: int, story: list[tuple[str, str, str, int, int, bool]]) ->
     store_of(saver).check()
 
 
-@settings(max_examples=60)
-@given(st.integers(1, 4), _story)
-def test_what_is_kept_is_the_newest_of_everything(keep: int, story: list[tuple[str, str, str, int, int, bool]]) -> None:
+# Without shrinking, which takes minutes here.
+@product_bug("_first_dropped appends to bucket.order what may come before another namespace's newest")
+@settings(max_examples=80, phases=[Phase.generate])
+@given(st.integers(1, 4), _story, st.booleans())
+def test_what_is_kept_is_the_newest_of_everything(
+    keep: int, story: list[tuple[str, str, str, int, int, bool]], short: bool
+) -> None:
     """Whatever is put, written, pruned and deleted, in whatever order: values and writes are those of a plain model."""
+    if short:  # all values, as there are other ways where none is long
+        story = [(*one[:4], 5 + one[4] % 4, one[5]) for one in story]
     asyncio.run(_live(keep, story))
 
 
@@ -1313,6 +1320,7 @@ async def test_a_session_keeps_all_checkpoints_until_its_end() -> None:
     async with saver.session("t"):
         for number in range(3, 30):
             await put(saver, f"{number:02}", {"x": number})
+        await saver.asweep()
         assert await listed(saver, config()) == [f"{number:02}" for number in range(29, 0, -1)]
     assert await listed(saver, config()) == ["29", "28"]
     assert (await saver.astats()).pruned == 28
