@@ -47,7 +47,7 @@ from async_saver.retention import EvictionReason, Retention
 from async_saver.serde import FastJsonPlusSerializer
 from async_saver.session import MultitaskStrategy, Session, in_session, sessions_of
 from async_saver.stores.base import OnConflict, Store
-from async_saver.stores.limits import Stand, standing
+from async_saver.stores.limits import take_stand
 from async_saver.stores.memory import MemoryStore
 
 __all__ = ["AsyncSaver"]
@@ -282,8 +282,8 @@ class AsyncSaver(
         if is_due():
             await keep_pace()
         store = self._shared.store
-        if store.retention is not None:
-            self._shared.begin_to_read()
+        if store.retention is not None and store.retention.keep_last is not None:
+            take_stand(thread_id, checkpoint_ns or "")
         stored = await store.get(thread_id, checkpoint_ns or "", checkpoint_id)
         if store.untold:
             await self._shared.tell()
@@ -645,7 +645,9 @@ class AsyncSaver(
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Return a checkpoint with its values, metadata and pending writes; see `aget_tuple`."""
         thread_id, checkpoint_ns, checkpoint_id = _place(config)
-        self._shared.begin_to_read()
+        retention = self._shared.store.retention
+        if retention is not None and retention.keep_last is not None:
+            take_stand(thread_id, checkpoint_ns or "")
         stored = bridge.call(self._shared.store.get, thread_id, checkpoint_ns or "", checkpoint_id)
         if self._shared.store.untold:
             self._shared.tell_from_sync_code()
@@ -780,12 +782,6 @@ class _Shared:
     def _push(self, files: Files) -> None:
         self.stack.enter_context(files)
         files.on_stack = True
-
-    def begin_to_read(self) -> None:
-        """Have the store note where the caller stands from now on, if older checkpoints go."""
-        retention = self.store.retention
-        if retention is not None and retention.keep_last is not None:
-            standing.set(Stand())
 
     async def stats(self) -> Stats:
         """Return the figures; see `AsyncSaver.astats`."""

@@ -1,7 +1,7 @@
 """Which conversations of a store in memory have to go, and which may not. The store guards it."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from heapq import heappop, heappush, nsmallest
 from math import ceil, floor, frexp, inf, isfinite, nextafter
@@ -11,10 +11,12 @@ from async_saver.errors import InvalidTypeError, InvalidValueError
 from async_saver.retention import EvictionReason, Retention
 from async_saver.stores.bucket import Bucket
 
-__all__ = ["Limits", "Stand", "Work", "standing"]
+__all__ = ["Limits", "Work", "standing", "take_stand"]
 
 _Place = tuple[str, str]
 """`(thread_id, checkpoint_ns)`"""
+
+_STANDS = 8  # so many stands has a context at most
 
 _SOON = 64  # so many moments are not yet over, at most, between one and the next that is as far apart as they are
 
@@ -48,18 +50,29 @@ class _Mark:
 class Stand:
     """Where a run stands: on the checkpoint that it has read, then on those that it stores.
 
-    The run's context refers to it, and so it ends with the run's task, or when that reads something else.
+    Attributes:
+        place: Where that is.
+        of: The limits that know of it.
+        mark: The checkpoint; None as long as there is none.
     """
 
-    __slots__ = ("limits", "mark", "place")
+    __slots__ = ("mark", "of", "place")
 
-    def __init__(self) -> None:
-        self.limits: ReferenceType[Limits] | None = None
-        self.place: _Place | None = None
+    def __init__(self, place: _Place) -> None:
+        self.place: _Place = place
+        self.of: ReferenceType[Limits] | None = None
         self.mark: _Mark | None = None
 
 
-standing: ContextVar[Stand | None] = ContextVar("async_saver_standing", default=None)
+standing: ContextVar[tuple[Stand, ...]] = ContextVar("async_saver_standing", default=())
+"""The last stands of a context. They end with it, and so with the run's task, or as it reads on elsewhere."""
+
+
+def take_stand(thread_id: str, checkpoint_ns: str) -> None:
+    """Have what is read next in this context be where it goes on from."""
+    place = (thread_id, checkpoint_ns)
+    others = [stand for stand in standing.get() if stand.place != place]
+    standing.set((Stand(place), *others[: _STANDS - 1]))
 
 
 class Limits:
@@ -221,9 +234,9 @@ class Limits:
         """Return the least recently used conversation."""
         return next(iter(self._uses), None)
 
-    def begin(self, thread_ids: Collection[str]) -> Work:
+    def begin(self, thread_ids: Iterable[str]) -> Work:
         """Return what shows, as long as it is referred to, that a call is under way on conversations."""
-        work = Work(thread_ids)
+        work = Work(frozenset(thread_ids))
         self.works.add(work)
         return work
 
@@ -247,15 +260,16 @@ class Limits:
 
     def stand(self, place: _Place, checkpoint_id: str | None) -> None:
         """Note that the run in whose context this is called stands on a checkpoint that it has read, or on none yet."""
-        stand = standing.get()
-        if stand is not None:
-            stand.limits, stand.place = ref(self), place
-            stand.mark = None if checkpoint_id is None else self._marked(place, checkpoint_id)
+        for stand in standing.get():
+            if stand.place == place:
+                stand.of = ref(self)
+                stand.mark = None if checkpoint_id is None else self._marked(place, checkpoint_id)
 
-    def step(self, stand: Stand, place: _Place, checkpoint_id: str) -> None:
-        """Note that a run stands on a checkpoint that it has stored."""
-        if stand.place == place and stand.limits is not None and stand.limits() is self:
-            stand.mark = self._marked(place, checkpoint_id)
+    def step(self, stands: Sequence[Stand], place: _Place, checkpoint_id: str) -> None:
+        """Note that the run of some stands now stands on a checkpoint that it has stored."""
+        for stand in stands:
+            if stand.place == place and stand.of is not None and stand.of() is self:
+                stand.mark = self._marked(place, checkpoint_id)
 
     def _marked(self, place: _Place, checkpoint_id: str) -> _Mark:
         mark = self._stood.get((place, checkpoint_id))

@@ -396,7 +396,7 @@ class MemoryStore(Store):
     def _is_outdated(self, limits: Limits, namespace: Namespace, checkpoint_id: str) -> bool:
         """Tell whether a checkpoint that is not stored is older than what `keep_last` keeps."""
         keep = limits.retention.keep_last
-        return keep is not None and len(namespace.ids) >= keep and checkpoint_id < namespace.ids[0]
+        return keep is not None and len(namespace.ids) >= keep and checkpoint_id < namespace.ids[-keep]
 
     def _beside(self, thread_id: str, lease: HeldLease | None) -> "MemoryStore | None":
         """Return a store of what undoing a session would bring back, if what another one writes is to be there, too."""
@@ -526,6 +526,8 @@ class MemoryStore(Store):
             await self._remake(lambda: [source_thread_id], Bucket.copy, put_in_place)
         if lost is not None:
             raise lost_error(lost)
+        if self._limits is not None and not taken:
+            await self._keep_on(self._limits, target_thread_id, use[0])
         if taken:
             # Not in the guard: Python 3.10 may leave it without releasing it where an interrupt meets an exception.
             raise ThreadExistsError(
@@ -564,7 +566,7 @@ class MemoryStore(Store):
             with guard:
                 self._settle()
                 if work is None and self._limits is not None:
-                    work = self._limits.begin([*which()])
+                    work = self._limits.begin(which())
                 made = self._made(which, find, make, drafts, todo, until)
                 if made is not None:
                     former = put_in_place(made)
@@ -760,8 +762,8 @@ class MemoryStore(Store):
         is_long = more = False
         if place is not None and limits.keep_last:
             checkpoint_id, checkpoint_ns = place
-            if (stand := standing.get()) is not None:
-                limits.step(stand, (thread_id, checkpoint_ns), checkpoint_id)
+            if stands := standing.get():
+                limits.step(stands, (thread_id, checkpoint_ns), checkpoint_id)
             bucket = self._buckets[thread_id]
             if len(bucket.namespaces[checkpoint_ns].ids) > limits.keep_last:
                 is_long = self._keep_last(limits, bucket, thread_id, checkpoint_ns)
@@ -822,6 +824,7 @@ class MemoryStore(Store):
         history = namespace.history
         if (
             bucket.order[0] != (one, checkpoint_ns)
+            or bucket.order[-1] > (coming.checkpoint_id, checkpoint_ns)
             or namespace.delta_channels
             or coming.delta_channels
             or history.has_lines()
@@ -905,7 +908,9 @@ class MemoryStore(Store):
             if run_id is not None:
                 held -= self._drop_run(thread_id, bucket, run_id, {*places}, steps)
         ids = _without_first(namespace.ids, oldest)
-        order = _without_first(bucket.order, [(one, checkpoint_ns) for one in oldest])
+        order = bucket.order.copy()
+        for one in oldest:
+            del order[bisect_left(order, (one, checkpoint_ns))]
         steps.append((namespace.drop, (oldest, ids, values, not before)))
         steps.append((setattr, (bucket, "order", order)))
         return number, held, saved
@@ -1128,8 +1133,10 @@ class MemoryStore(Store):
     ) -> Lease | None:
         """See `Store.acquire`."""
         lease: HeldLease | None = None
-        use = await self._use_both(thread_id)
         former = instead_of if undo and isinstance(instead_of, HeldLease) else None
+        if self._limits is not None and former is None:
+            await self._use(self._limits, thread_id)
+        use = (0.0, inf) if former is None else await self._use_both(thread_id)
         nothing = Bucket()
 
         def find(thread_id: str) -> Bucket | None:
