@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, ref
 
 from async_saver.errors import InvalidTypeError, shown
@@ -112,7 +112,7 @@ class _Source:
         self.attributes: _Attributes = attributes
         self.key: str = repr(sorted(attributes.items()))
         # A graph may use a clone of the saver, with an allowlist of its own, and the saver itself be dropped.
-        self._shared: ref[Any] = ref(saver._shared)
+        self._shared = ref(saver._shared)
         self._asked: tuple[float, set[str], Stats | None] = (0.0, {one.name for one in _INSTRUMENTS}, None)
 
     def shared(self) -> object:
@@ -135,10 +135,8 @@ class _Source:
         shared = self._shared()
         if shared is None:
             return None
-        saver = AsyncSaver.__new__(AsyncSaver)  # one more clone
-        saver._shared = shared
         try:
-            return saver.stats()
+            return shared.stats_from_sync_code()
         except Exception:
             _log.exception("the figures of the saver with the attributes %s could not be read", shown(self.attributes))
             return None

@@ -736,10 +736,7 @@ class AsyncSaver(
 
     def stats(self) -> Stats:
         """Return figures; see `astats`."""
-        stats = bridge.call(self._shared.stats)
-        if self._shared.store.untold:
-            self._shared.tell_from_sync_code()
-        return stats
+        return self._shared.stats_from_sync_code()
 
     def is_busy(self, thread_id: str) -> bool:
         """Tell whether a session holds a conversation; see `ais_busy`."""
@@ -788,6 +785,13 @@ class _Shared:
         stats = await self.store.stats()
         sessions, waiting = self.sessions.count()
         return Stats(*stats, sessions, waiting, self.locks.waits, self.conflicts, bridge.calls)
+
+    def stats_from_sync_code(self) -> Stats:
+        """Return them to sync code."""
+        stats = bridge.call(self.stats)
+        if self.store.untold:
+            self.tell_from_sync_code()
+        return stats
 
     def count_conflict(self) -> None:
         """Count a checkpoint that was in conflict."""

@@ -291,7 +291,8 @@ class Stress:
         except SessionLostError:
             assert not _holds(session)
         finally:
-            self.lose(*[thread_id] * ephemeral)
+            if ephemeral or session._interrupted is not None:
+                self.lose(thread_id)  # what it stored may be undone
 
     async def _in_session(self, draw: random.Random, session: Session, tasks: TaskGroup) -> None:
         thread_id, since = session.thread_id, self.tick()
@@ -318,7 +319,6 @@ class Stress:
                 break
             assert there <= now <= there | perhaps
             there = now
-        self.lose(thread_id)  # it may be undone
 
     async def _listed(self, thread_id: str) -> set[str]:
         found = [one async for one in self.saver.alist(config(thread_id))]
@@ -369,14 +369,16 @@ class Stress:
                 self.look(each)
             if draw.random() < 0.2:
                 saver.sweep()
-            with suppress(SessionLostError, ThreadBusyError, SessionInterruptedError):
-                session = saver.session(f"s{draw.randrange(6)}", multitask_strategy=draw.choice(["reject", "enqueue"]))
-                with session:
-                    self.store.sessions[session] = None
-                    try:
-                        self._in_sync_session(draw, session)
-                    finally:
-                        del self.store.sessions[session]
+            strategies: list[MultitaskStrategy] = ["reject", "enqueue"]
+            session = saver.session(f"s{draw.randrange(6)}", multitask_strategy=draw.choice(strategies))
+            with suppress(SessionLostError, ThreadBusyError, SessionInterruptedError), session:
+                self.store.sessions[session] = None
+                try:
+                    self._in_sync_session(draw, session)
+                finally:
+                    del self.store.sessions[session]
+            if session._interrupted is not None:
+                self.lose(session.thread_id)
 
     def _in_sync_session(self, draw: random.Random, session: Session) -> None:
         thread_id, since = session.thread_id, self.tick()
@@ -393,7 +395,6 @@ class Stress:
                 break
             assert there < {each.checkpoint["id"] for each in found}
             there = {each.checkpoint["id"] for each in found}
-        self.lose(thread_id)
 
     # In the end.
 

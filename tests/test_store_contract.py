@@ -627,8 +627,8 @@ class SweepsOnly(MemoryStore):
         finally:
             self.sweeping = False
 
-    def _keep_to(self, *args: Any) -> bool:
-        return False
+    def _keep_to(self, *args: Any) -> None:
+        return None
 
     def _first_dropped(self, *args: Any) -> None:
         return None
