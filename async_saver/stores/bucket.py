@@ -4,7 +4,7 @@ What looks at a whole conversation is a generator that yields every few microsec
 can be done a slice at a time (`Slices`). Between two slices the conversation must not have changed.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from heapq import merge
@@ -155,6 +155,14 @@ class Namespace:
                 self._users = None
             else:
                 self._users.update(dict.fromkeys(record.versions, record.checkpoint_id))
+
+    def runs_at(self, checkpoint_id: str) -> Collection[str]:
+        """Return the runs that made a checkpoint or its writes."""
+        run_id = self.checkpoints[checkpoint_id].run_id
+        writes = self.writes.get(checkpoint_id)
+        if not writes:
+            return () if run_id is None else (run_id,)
+        return {one for one in (run_id, *(write.run_id for write in writes.values())) if one is not None}
 
     def forget_users(self) -> None:
         """Have `users` counted anew."""
@@ -590,6 +598,133 @@ class Bucket:
             if ns in left:
                 left[ns] = yield from left[ns].undone(former)
         return (yield from _unless_empty(left))
+
+    def without_oldest(self, checkpoint_ns: str, oldest: Sequence[str]) -> tuple[list[Step], Figures, Collection[str]]:
+        """Return how the oldest checkpoints of a namespace, or those of them that may go, go with all that is theirs.
+
+        Returns:
+            The steps, but for the figures; what these grow by; and the runs that are nowhere then.
+        """
+        namespace = self.namespaces[checkpoint_ns]
+        checkpoints, gone = namespace.checkpoints, {*oldest}
+        users = namespace.users()
+        if any(users.get(version) not in checkpoints for one in oldest for version in checkpoints[one].versions):
+            namespace.forget_users()  # a put that was interrupted before it began has left its name
+            users = namespace.users()
+        # What they use, unless something later does, or something before them that stays as a run stands there.
+        before = [one for one in namespace.ids[: namespace.ids.index(oldest[-1])] if one not in gone]
+        needed = {version for one in before for version in checkpoints[one].versions}
+        values = {
+            version
+            for one in oldest
+            for version in checkpoints[one].versions
+            if version not in needed and users.get(version) in gone
+        }
+        steps, (held, saved) = namespace.without(values, gone)
+        number = 0
+        runs: dict[str, set[tuple[str, str]]] = {}
+        for one in oldest:
+            held -= record_size(checkpoints[one])
+            writes = namespace.writes.get(one, {})
+            if writes:
+                held -= WRITES_SIZE
+                number -= len(writes)
+            for write in writes.values():
+                held -= write_size(write)
+                if isinstance(write.value, Shared):
+                    saved -= namespace.history.length(write.value) - len(write.value.parts)
+            for run_id in namespace.runs_at(one):
+                runs.setdefault(run_id, set()).add((one, checkpoint_ns))
+        freed, nowhere = self._drop_runs(runs, None, steps)
+        order = self.order.copy()
+        for one in oldest:
+            del order[bisect_left(order, (one, checkpoint_ns))]
+        ids = [one for one in namespace.ids if one not in gone]
+        steps.append((namespace.drop, (oldest, ids, values, not before)))
+        steps.append((setattr, (self, "order", order)))
+        return steps, (-len(oldest), number, held - freed, saved), nowhere
+
+    def without_first(
+        self, checkpoint_ns: str, coming: CheckpointRecord, grown: Size
+    ) -> tuple[list[Step], Figures, Collection[str]] | None:
+        """Return the same for the oldest checkpoint of a namespace in the step that puts another one at its end.
+
+        In half the time, so it is for the plain case. Where more has to be looked at, the result is None.
+
+        Args:
+            checkpoint_ns: The namespace.
+            coming: The checkpoint that is put.
+            grown: What the figures of the values grow by with it.
+        """
+        namespace = self.namespaces[checkpoint_ns]
+        one, history = namespace.ids[0], namespace.history
+        place, end = (one, checkpoint_ns), (coming.checkpoint_id, checkpoint_ns)
+        if (
+            self.order[0] != place
+            or self.order[-1] > end
+            or namespace.delta_channels
+            or coming.delta_channels
+            or history.has_lines()
+        ):
+            return None
+        users, record = namespace.users(), namespace.checkpoints[one]
+        namespace.note_users(coming)  # they may have been counted without it
+        values: list[ChannelVersion] = []
+        for version in record.versions:
+            user = users.get(version)
+            if user == one:
+                values.append(version)
+            elif user not in namespace.checkpoints and user != coming.checkpoint_id:
+                return None
+        size = history.size(values)
+        held, number = -size - record_size(record), 0
+        writes = namespace.writes.get(one)
+        if writes is not None:
+            number = -len(writes)
+            held -= WRITES_SIZE + sum(map(write_size, writes.values()))
+        steps: list[Step] = []
+        freed, nowhere = self._drop_runs({run_id: {place} for run_id in namespace.runs_at(one)}, coming.run_id, steps)
+        ids, order = namespace.ids[1:], self.order[1:]
+        ids.append(coming.checkpoint_id)
+        order.append(end)
+        before = history.figures
+        figures = (before[0] + grown[0] - size, before[1] + grown[1])
+        steps.append((self._drop_first, (namespace, one, ids, order, values, figures)))
+        return steps, (-1, number, held - freed, 0), nowhere
+
+    def _drop_first(
+        self,
+        namespace: Namespace,
+        checkpoint_id: str,
+        ids: list[str],
+        order: list[tuple[str, str]],
+        values: Iterable[ChannelVersion],
+        figures: Size,
+    ) -> None:
+        namespace.drop((checkpoint_id,), ids, values, are_first=True)
+        namespace.history.drop(values, figures)
+        self.order = order
+
+    def _drop_runs(
+        self, gone: Mapping[str, Collection[tuple[str, str]]], coming: str | None, steps: list[Step]
+    ) -> tuple[int, Collection[str]]:
+        """Add the steps by which runs are no longer found at some places; `coming` is found at another one then.
+
+        Returns:
+            What that frees, and the runs that are nowhere then.
+        """
+        freed, nowhere = 0, []
+        for run_id, left in gone.items():
+            places = self.runs.get(run_id, set())
+            number = len(places.intersection(left))
+            freed += number * PLACE_SIZE
+            if number < len(places) or run_id == coming:
+                steps.append((places.difference_update, (left,)))
+            elif number:
+                freed += RUN_SIZE
+                nowhere.append(run_id)
+                steps.append((self.runs.pop, (run_id, None)))
+        return freed, nowhere
 
     def is_longer_than(self, number: int) -> bool:
         """Tell whether there are more checkpoints in sight in any namespace."""

@@ -220,7 +220,7 @@ class Limits:
 
     def look_again(self, thread_id: str, now: float, in_use: bool) -> None:
         """Note that a conversation was looked at and stays: it was used since, or is in use now."""
-        found = self._moments[0]
+        found = self._moments[0] if self._moments else inf
         use = self._uses.get(thread_id)
         if use is not None:
             if in_use:

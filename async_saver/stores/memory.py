@@ -299,9 +299,8 @@ class MemoryStore(Store):
                 held, saved = held + grown[0], grown[1]
         limits = self._limits
         if limits is not None and coming and len(namespace.ids) == limits.drops_at and ids is namespace.ids:
-            less = self._first_dropped(limits, thread_id, bucket, checkpoint_ns, namespace, record, grown, steps)
-            if less is not None:
-                coming, number, held, saved = 0, less[0], held + less[1], saved + less[2]
+            less = self._first_dropped(limits, thread_id, bucket, checkpoint_ns, record, grown, steps)
+            coming, number, held, saved = coming + less[0], less[1], held + less[2], saved + less[3]
         if record.run_id is not None:
             held += self._add_run(thread_id, bucket, record.run_id, (record.checkpoint_id, checkpoint_ns), steps)
         self._add(thread_id, bucket, checkpoint_ns, namespace, (coming, number, held, saved), now, lifetime, steps)
@@ -793,9 +792,8 @@ class MemoryStore(Store):
             if len(oldest) < over:
                 limits.overfull[thread_id] = None
         if oldest:
-            steps: _Steps = []
-            number, held, saved = self._drop(thread_id, bucket, checkpoint_ns, namespace, oldest, steps)
-            grown = (-len(oldest), number, held, saved)
+            steps, grown, runs = bucket.without_oldest(checkpoint_ns, oldest)
+            self._drop_runs(thread_id, runs, steps)
             figures, totals = _plus(bucket.figures, grown), _plus(self._totals, grown)
             steps.append((self._count, (bucket, bucket.changes + 1, figures, totals)))
             self._commit(steps)
@@ -808,133 +806,38 @@ class MemoryStore(Store):
         thread_id: str,
         bucket: Bucket,
         checkpoint_ns: str,
-        namespace: Namespace,
         coming: CheckpointRecord,
         grown: Size,
         steps: _Steps,
-    ) -> tuple[int, int, int] | None:
-        """Add the step by which the oldest checkpoint goes as another one comes, in the plain case; see `_drop`.
-
-        What `_drop` does, in half the time. Where more has to be looked at, it is left to that.
+    ) -> Figures:
+        """Add the steps by which the oldest checkpoint goes as another one comes, if that is plain.
 
         Returns:
-            What it adds to the writes, bytes and bytes saved; None if it is not plain.
+            What that adds to the figures.
         """
-        one = namespace.ids[0]
-        history = namespace.history
-        if (
-            bucket.order[0] != (one, checkpoint_ns)
-            or bucket.order[-1] > (coming.checkpoint_id, checkpoint_ns)
-            or namespace.delta_channels
-            or coming.delta_channels
-            or history.has_lines()
-            or (limits.has_stands() and limits.is_stood_on((thread_id, checkpoint_ns), one))
-            or self._leases.held(thread_id) is not None
-        ):
-            return None
-        users, record = namespace.users(), namespace.checkpoints[one]
-        namespace.note_users(coming)  # they may have been counted without it
-        values = []
-        for version in record.versions:
-            user = users.get(version)
-            if user == one:
-                values.append(version)
-            elif user not in namespace.checkpoints and user != coming.checkpoint_id:
-                return None
-        size = history.size(values)
-        held, number = -size - record_size(record), 0
-        runs = {record.run_id}
-        writes = namespace.writes.get(one)
-        if writes is not None:
-            number = len(writes)
-            held -= WRITES_SIZE + sum(map(write_size, writes.values()))
-            runs.update(write.run_id for write in writes.values())
-        for run_id in runs:
-            if run_id is not None:
-                stays = run_id == coming.run_id
-                held -= self._drop_run(thread_id, bucket, run_id, {(one, checkpoint_ns)}, steps, stays)
-        ids, order = namespace.ids[1:], bucket.order[1:]
-        ids.append(coming.checkpoint_id)
-        order.append((coming.checkpoint_id, checkpoint_ns))
-        before = history.figures
-        figures = (before[0] + grown[0] - size, before[1] + grown[1])
-        steps.append((_drop_first, (bucket, namespace, one, ids, order, values, figures)))
-        limits.pruned += 1
-        return -number, held, 0
-
-    def _drop(
-        self,
-        thread_id: str,
-        bucket: Bucket,
-        checkpoint_ns: str,
-        namespace: Namespace,
-        oldest: _Ids,
-        steps: _Steps,
-    ) -> tuple[int, int, int]:
-        """Add the steps by which the oldest checkpoints go; return what that adds to the writes, bytes, bytes saved."""
-        users, checkpoints = namespace.users(), namespace.checkpoints
-        if any(users.get(version) not in checkpoints for one in oldest for version in checkpoints[one].versions):
-            namespace.forget_users()  # a put that was interrupted before it began has left its name
-            users = namespace.users()
-        gone = {*oldest}
-        # What they use, unless something later does, or something before them that stays as a run stands there.
-        before = [one for one in namespace.ids[: namespace.ids.index(oldest[-1])] if one not in gone]
-        needed = {version for one in before for version in checkpoints[one].versions}
-        values = {
-            version
-            for one in oldest
-            for version in checkpoints[one].versions
-            if version not in needed and users.get(version) in gone
-        }
-        more, (held, saved) = namespace.without(values, gone)
+        place = (thread_id, checkpoint_ns)
+        if limits.has_stands() and limits.is_stood_on(place, bucket.namespaces[checkpoint_ns].ids[0]):
+            return 0, 0, 0, 0
+        if self._leases.held(thread_id) is not None:
+            return 0, 0, 0, 0
+        dropped = bucket.without_first(checkpoint_ns, coming, grown)
+        if dropped is None:
+            return 0, 0, 0, 0
+        more, less, runs = dropped
         steps += more
-        number = 0
-        runs: dict[str | None, _Places] = {}
-        for one in oldest:
-            record = checkpoints[one]
-            held -= record_size(record)
-            runs.setdefault(record.run_id, []).append((one, checkpoint_ns))
-            writes = namespace.writes.get(one)
-            if writes is not None:
-                for write in writes.values():
-                    runs.setdefault(write.run_id, []).append((one, checkpoint_ns))
-                number -= len(writes)
-                held -= WRITES_SIZE
-                for write in writes.values():
-                    held -= write_size(write)
-                    if isinstance(write.value, Shared):
-                        saved -= namespace.history.length(write.value) - len(write.value.parts)
-        for run_id, places in runs.items():
-            if run_id is not None:
-                held -= self._drop_run(thread_id, bucket, run_id, {*places}, steps)
-        ids = _without_first(namespace.ids, oldest)
-        order = bucket.order.copy()
-        for one in oldest:
-            del order[bisect_left(order, (one, checkpoint_ns))]
-        steps.append((namespace.drop, (oldest, ids, values, not before)))
-        steps.append((setattr, (bucket, "order", order)))
-        return number, held, saved
+        self._drop_runs(thread_id, runs, steps)
+        limits.pruned += 1
+        return less
+
+    def _drop_runs(self, thread_id: str, run_ids: Iterable[str], steps: _Steps) -> None:
+        """Add the steps by which runs are no longer found in a conversation."""
+        for run_id in run_ids:
+            threads = self._runs.get(run_id, set())
+            alone = threads <= {thread_id}
+            steps.append((self._runs.pop, (run_id, None)) if alone else (threads.discard, (thread_id,)))
 
     def _count(self, bucket: Bucket, changes: int, figures: Figures, totals: Figures) -> None:
         bucket.changes, bucket.figures, self._totals = changes, figures, totals
-
-    def _drop_run(
-        self, thread_id: str, bucket: Bucket, run_id: str, gone: set[_Key], steps: _Steps, stays: bool = False
-    ) -> int:
-        """Add the steps by which a run is no longer found at some places, but `stays` if other steps add one.
-
-        Returns:
-            What that frees.
-        """
-        places = bucket.runs.get(run_id, set())
-        number = len(gone & places)
-        if stays or number < len(places):
-            steps.append((places.difference_update, (gone,)))
-            return number * PLACE_SIZE
-        steps.append((bucket.runs.pop, (run_id, None)))
-        threads = self._runs.get(run_id, set())
-        steps.append((self._runs.pop, (run_id, None)) if threads <= {thread_id} else (threads.discard, (thread_id,)))
-        return RUN_SIZE + number * PLACE_SIZE if number else 0
 
     def _exceeded(self, limits: Limits) -> EvictionReason | None:
         if len(self._buckets) > limits.max_threads:
@@ -989,9 +892,7 @@ class MemoryStore(Store):
             (setattr, (self, "_totals", totals)),
             (limits.evicted, (thread_id, reason, limits.evictions[reason] + 1)),
         ]
-        for run_id in bucket.runs:
-            threads = self._runs[run_id]
-            steps.append((self._runs.pop, (run_id, None)) if len(threads) == 1 else (threads.discard, (thread_id,)))
+        self._drop_runs(thread_id, bucket.runs, steps)
         self._commit(steps)
         if held >= _LARGE:
             limits.freed.append((bucket, ()))
@@ -1289,28 +1190,6 @@ def _drafted(find: Callable[[str], Bucket | None], drafts: Mapping[str, _Draft],
 def _with(ascending: list[_Ordered], item: _Ordered) -> list[_Ordered]:
     """Return what a list with one more item is: the list itself if it only has to grow at its end."""
     return ascending if not ascending or item > ascending[-1] else with_inserted(ascending, item)
-
-
-def _drop_first(
-    bucket: Bucket,
-    namespace: Namespace,
-    checkpoint_id: str,
-    ids: _Ids,
-    order: _Places,
-    values: Sequence[ChannelVersion],
-    figures: Size,
-) -> None:
-    namespace.drop((checkpoint_id,), ids, values, are_first=True)
-    namespace.history.drop(values, figures)
-    bucket.order = order
-
-
-def _without_first(ascending: list[_Ordered], items: Sequence[_Ordered]) -> list[_Ordered]:
-    """Return a new list without some items, which are mostly its first."""
-    if ascending[: len(items)] == items:
-        return ascending[len(items) :]
-    gone = {*items}
-    return [one for one in ascending if one not in gone]
 
 
 def _append_greater(ascending: list[_Ordered], item: _Ordered) -> None:
