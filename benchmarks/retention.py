@@ -11,6 +11,7 @@ import asyncio
 import gc
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -63,18 +64,22 @@ async def beginnings(saver: AsyncSaver, first: int) -> float:
 
 async def puts() -> None:
     """Compare puts with all limits to those with none."""
-    for name, threads in (("of 100 conversations that go on", 1_000_000), ("that begin a conversation", 1_000)):
-        limited, free = AsyncSaver(retention=all_limits(threads)), AsyncSaver()
-        rows = []
-        for number in range(ROUNDS):
-            if threads == 1_000_000:
-                rows.append((await steps(limited, 100), await steps(free, 100)))
-            else:
-                rows.append((await beginnings(limited, number * CALLS), await beginnings(free, number * CALLS)))
-        ratios = sorted(one / other for one, other in rows)
-        with_limits, without = median(one for one, _ in rows), median(one for _, one in rows)
+    kept, free = AsyncSaver(retention=all_limits(1_000_000)), AsyncSaver()
+    for saver in (kept, free):
+        await steps(saver, 100)
+    few, many = AsyncSaver(retention=all_limits(1_000)), AsyncSaver()
+    rows: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for number in range(ROUNDS):
+        new = AsyncSaver(retention=all_limits(1_000_000)), AsyncSaver()
+        rows["within the limits"].append((await steps(new[0], 100), await steps(new[1], 100)))
+        rows["each lets a checkpoint go"].append((await steps(kept, 100), await steps(free, 100)))
+        first = number * CALLS
+        rows["each lets a conversation go"].append((await beginnings(few, first), await beginnings(many, first)))
+    for name, pairs in rows.items():
+        ratios = sorted(one / other for one, other in pairs)
+        with_limits, without = median(one for one, _ in pairs), median(one for _, one in pairs)
         print(
-            f"aput {name}: {with_limits * 1e6:.1f} us with all limits, {without * 1e6:.1f} us without, "
+            f"aput, {name}: {with_limits * 1e6:.1f} us with all limits, {without * 1e6:.1f} us without, "
             f"{median(ratios):.2f} ({ratios[3]:.2f} to {ratios[-4]:.2f})",
             flush=True,
         )

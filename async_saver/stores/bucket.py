@@ -10,7 +10,7 @@ from functools import partial
 from heapq import merge
 from operator import setitem
 from sys import getsizeof
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 from langgraph.checkpoint.base import writes_sort_key
 
@@ -137,8 +137,8 @@ class Namespace:
         self.settled: int = 0
         self._users: dict[ChannelVersion, str] | None = None
 
-    def users(self) -> Mapping[ChannelVersion, str]:
-        """Return the greatest id of those that use each version, or a greater one."""
+    def users(self, coming: CheckpointRecord | None = None) -> Mapping[ChannelVersion, str]:
+        """Return the greatest id of those that use each version, or a greater one; with one that `note_users` noted."""
         if self._users is None:
             users: dict[ChannelVersion, str] = {}
             for checkpoint_id, record in self.checkpoints.items():
@@ -146,6 +146,8 @@ class Namespace:
                     if users.get(version, "") <= checkpoint_id:
                         users[version] = checkpoint_id
             self._users = users
+            if coming is not None:
+                self.note_users(coming)
         return self._users
 
     def note_users(self, record: CheckpointRecord) -> None:
@@ -667,8 +669,8 @@ class Bucket:
             or history.has_lines()
         ):
             return None
-        users, record = namespace.users(), namespace.checkpoints[one]
-        namespace.note_users(coming)  # they may have been counted without it
+        record = namespace.checkpoints[one]
+        users = namespace.users(coming)
         values: list[ChannelVersion] = []
         for version in record.versions:
             user = users.get(version)
@@ -683,7 +685,9 @@ class Bucket:
             number = -len(writes)
             held -= WRITES_SIZE + sum(map(write_size, writes.values()))
         steps: list[Step] = []
-        freed, nowhere = self._drop_runs({run_id: {place} for run_id in namespace.runs_at(one)}, coming.run_id, steps)
+        freed, nowhere, runs = 0, cast(Collection[str], ()), namespace.runs_at(one)
+        if runs:
+            freed, nowhere = self._drop_runs({run_id: {place} for run_id in runs}, coming.run_id, steps)
         ids, order = namespace.ids[1:], self.order[1:]
         ids.append(coming.checkpoint_id)
         order.append(end)
@@ -713,7 +717,8 @@ class Bucket:
         Returns:
             What that frees, and the runs that are nowhere then.
         """
-        freed, nowhere = 0, []
+        freed = 0
+        nowhere: list[str] = []
         for run_id, left in gone.items():
             places = self.runs.get(run_id, set())
             number = len(places.intersection(left))

@@ -815,17 +815,17 @@ class MemoryStore(Store):
         Returns:
             What that adds to the figures.
         """
-        place = (thread_id, checkpoint_ns)
-        if limits.has_stands() and limits.is_stood_on(place, bucket.namespaces[checkpoint_ns].ids[0]):
-            return 0, 0, 0, 0
-        if self._leases.held(thread_id) is not None:
+        oldest = bucket.namespaces[checkpoint_ns].ids[0]
+        is_stood_on = limits.has_stands() and limits.is_stood_on((thread_id, checkpoint_ns), oldest)
+        if is_stood_on or self._leases.held(thread_id) is not None:
             return 0, 0, 0, 0
         dropped = bucket.without_first(checkpoint_ns, coming, grown)
         if dropped is None:
             return 0, 0, 0, 0
         more, less, runs = dropped
         steps += more
-        self._drop_runs(thread_id, runs, steps)
+        if runs:
+            self._drop_runs(thread_id, runs, steps)
         limits.pruned += 1
         return less
 
