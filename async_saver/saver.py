@@ -9,7 +9,7 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
@@ -55,6 +55,8 @@ __all__ = ["AsyncSaver"]
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
+
+_NOT_TOLD = "on_evict failed for thread_id %s, which had gone by %s"
 
 _Put: TypeAlias = "tuple[str, str, CheckpointRecord, Sequence[tuple[ChannelVersion, Blob]], OnConflict | None]"
 
@@ -801,23 +803,30 @@ class _Shared:
     async def tell(self) -> None:
         """Tell `Retention.on_evict` of what has gone."""
         for thread_id, reason in self.store.evictions():
-            with _logged(thread_id, reason):
+            try:
                 told = self._told(thread_id, reason)
-                if inspect.isawaitable(told):
+                if told is not None:
                     await told
-            await keep_pace()
+            except Exception:
+                _log.exception(_NOT_TOLD, shown(thread_id), reason)
+            if is_due():
+                await keep_pace()
 
     def tell_from_sync_code(self) -> None:
         """Do so from sync code."""
         for thread_id, reason in self.store.evictions():
-            with _logged(thread_id, reason):
+            try:
                 told = self._told(thread_id, reason)
-                if inspect.isawaitable(told):
+                if told is not None:
                     await_elsewhere(told)
+            except Exception:
+                _log.exception(_NOT_TOLD, shown(thread_id), reason)
 
-    def _told(self, thread_id: str, reason: EvictionReason) -> Awaitable[None] | None:
+    def _told(self, thread_id: str, reason: EvictionReason) -> Awaitable[object] | None:
+        """Call `on_evict`; return what is to be awaited."""
         on_evict = self.store.retention.on_evict if self.store.retention is not None else None
-        return None if on_evict is None else on_evict(thread_id, reason)
+        told = None if on_evict is None else on_evict(thread_id, reason)
+        return told if told is not None and inspect.isawaitable(told) else None
 
     def enter(self) -> None:
         """Count an entry; the mappings that the last exit closed are opened again."""
@@ -837,14 +846,6 @@ class _Shared:
             if self._files is not None:
                 self._files.on_stack = False
             return self.stack.pop_all()
-
-
-@contextmanager
-def _logged(thread_id: str, reason: EvictionReason) -> Iterator[None]:
-    try:
-        yield
-    except Exception:
-        _log.exception("on_evict failed for thread_id %s, which had gone by %s", shown(thread_id), reason)
 
 
 class _Tuples(AsyncIterator[CheckpointTuple]):

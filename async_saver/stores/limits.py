@@ -97,6 +97,7 @@ class Limits:
     def __init__(self, retention: Retention) -> None:
         self.retention: Retention = retention
         self.by_use: bool = any(one is not None for one in (retention.ttl, retention.max_threads, retention.max_bytes))
+        self._clock = retention.clock
         self.keep_last: int = retention.keep_last or 0
         self.slack: int = self.keep_last // 64
         self.drops_at: int = -1 if self.slack else self.keep_last or -1
@@ -129,9 +130,7 @@ class Limits:
             InvalidTypeError: The clock returned no number.
             InvalidValueError: It returned one that is not finite.
         """
-        if not self.by_use:
-            return 0.0
-        now = self.retention.clock()
+        now = self._clock()
         if type(now) is float and now - now == 0:
             return now
         if isinstance(now, bool) or not isinstance(now, (int, float)):

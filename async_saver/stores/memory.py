@@ -240,7 +240,7 @@ class MemoryStore(Store):
             if limits.retention.ttl is not None and limits.is_over(thread_id, now):
                 await self._use(limits, thread_id)
             lifetime = limits.lifetime or limits.lifetime_of(thread_id)
-            if limits.max_bytes < inf:
+            if limits.max_bytes < inf and any(len(blob[1]) >= _PIECE for _, blob in blobs):
                 blobs = [(version, blob if len(blob[1]) < _PIECE else _by_itself(blob)) for version, blob in blobs]
         with guard:
             if self._journal is not None:
