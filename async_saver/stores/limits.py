@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from heapq import heappop, heappush, nsmallest
+from heapq import heappop, heappush
 from math import ceil, floor, frexp, inf, isfinite, nextafter
 from weakref import ReferenceType, WeakSet, WeakValueDictionary, ref
 
@@ -17,8 +17,6 @@ _Place = tuple[str, str]
 """`(thread_id, checkpoint_ns)`"""
 
 _STANDS = 8  # so many stands has a context at most
-
-_SOON = 64  # so many moments are not yet over, at most, between one and the next that is as far apart as they are
 
 
 class Use:
@@ -213,8 +211,7 @@ class Limits:
 
     def soon_due(self, now: float) -> list[str]:
         """Return the conversations that may have gone unused for too long, and are to be looked at only later."""
-        moments = nsmallest(_SOON, self._moments) if len(self._moments) > _SOON else self._moments
-        soon = [moment for moment in moments if now < moment <= now + self._widest]
+        soon = [moment for moment in self._moments if now < moment <= now + self._widest]
         return [thread_id for moment in soon for thread_id in self._due.get(moment, ())]
 
     def look_again(self, thread_id: str, now: float, in_use: bool) -> None:
