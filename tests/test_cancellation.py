@@ -82,6 +82,7 @@ class Waiting(Store):
     copy, keep_latest = _waiting("copy"), _waiting("keep_latest")
     count, run_threads = _waiting("count"), _waiting("run_threads")
     lease, renew = _waiting("lease"), _waiting("renew")
+    sweep, stats = _waiting("sweep"), _waiting("stats")
     acquire, release = _waiting("acquire", after=False), _waiting("release", before=False)  # as the contract has it
 
     def list(self, listing: Any) -> AsyncIterator[Any]:

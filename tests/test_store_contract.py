@@ -630,8 +630,8 @@ class SweepsOnly(MemoryStore):
     def _keep_to(self, *args: Any) -> None:
         return None
 
-    def _first_dropped(self, *args: Any) -> None:
-        return None
+    def _first_dropped(self, *args: Any) -> tuple[int, int, int, int]:
+        return 0, 0, 0, 0
 
     async def _keep_on(self, *args: Any) -> None:
         if self.sweeping:
