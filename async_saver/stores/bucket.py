@@ -79,9 +79,9 @@ RUN_SIZE: int = 2 * (getsizeof({"r"}) + _PLACE) + _ID
 """What a run that stored something takes."""
 PLACE_SIZE: int = _PAIR + _PLACE
 """What each checkpoint takes at which it did."""
-NAMESPACE_SIZE: int = 4 * getsizeof({"": None}) + 3 * _PAIR + getsizeof([""])
+NAMESPACE_SIZE: int = 3 * getsizeof({"": None}) + getsizeof({}) + 3 * _PAIR + getsizeof([""])
 """What a namespace takes that has nothing in it."""
-_BUCKET = 4 * getsizeof({"": None}) + getsizeof([""])
+_BUCKET = 3 * getsizeof({"": None}) + getsizeof({}) + getsizeof([""])
 
 
 def record_size(record: CheckpointRecord) -> int:
