@@ -1941,7 +1941,7 @@ async def test_every_figure_after_a_story(clock: Clock) -> None:
             pass
 
     async with saver.session("t"), saver.session("u"):
-        waiting = asyncio.create_task(wait(), context=Context())
+        waiting = Context().run(asyncio.create_task, wait())
         while (await saver.astats()).waiting_sessions == 0:
             await yield_to_loop()
         stats = await saver.astats()
