@@ -16,6 +16,8 @@ __all__ = [
     "SessionError",
     "SessionInterruptedError",
     "SessionLostError",
+    "StorageBusyError",
+    "StorageError",
     "ThreadBusyError",
     "ThreadEvictedError",
     "ThreadExistsError",
@@ -89,3 +91,11 @@ class SessionInterruptedError(AsyncSaverError, RuntimeError):
 
 class SessionLostError(AsyncSaverError, RuntimeError):
     """A session wrote to a conversation that is no longer its own; nothing was stored."""
+
+
+class StorageError(AsyncSaverError, OSError):
+    """What a store keeps its conversations in could not be used; what was not acknowledged may not be stored."""
+
+
+class StorageBusyError(StorageError, TimeoutError):
+    """Somebody else had it locked for too long; nothing was stored."""

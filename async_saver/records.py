@@ -109,12 +109,15 @@ class Listing(NamedTuple):
         checkpoint_ns: Only this namespace ("" is the root).
         checkpoint_id: Only the checkpoints of this id.
         before: Only checkpoints whose id is less than this.
+        filter: Only checkpoints whose metadata has these values at top level. A store that does not see what is in
+            metadata, or not all of it, lists more: it is looked at again where that is read.
     """
 
     thread_id: str | None = None
     checkpoint_ns: str | None = None
     checkpoint_id: str | None = None
     before: str | None = None
+    filter: Mapping[str, object] = {}
 
 
 Histories: TypeAlias = Mapping[str, StoredHistory]

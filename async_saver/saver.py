@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -144,10 +145,15 @@ class AsyncSaver(
         retention: Retention | None = None,
         on_conflict: OnConflict | None = None,
     ) -> Self:
-        """Return a saver for the store that a URL names. This release knows one: "memory://".
+        """Return a saver for the store that a URL names.
+
+        - "memory://": a `MemoryStore`.
+        - "sqlite:///relative.db", "sqlite:////absolute/path.db": an `SQLiteStore` on this file. As parameters, behind
+          "?" and joined by "&", it takes `synchronous` and `timeout`: "sqlite:///agents.db?synchronous=normal".
+        - "sqlite://": one in memory.
 
         Args:
-            conn_string: The URL.
+            conn_string: The URL. In its path, "%" begins an escape, as in all URLs.
             serde: As for the class itself.
             retention: Likewise.
             on_conflict: Likewise.
@@ -159,10 +165,12 @@ class AsyncSaver(
         """
         if not isinstance(conn_string, str):
             raise InvalidTypeError(f"a connection string is text, not of type {type(conn_string).__name__}")
-        if conn_string != "memory://":
-            raise InvalidValueError(_why_not(conn_string))
         # A subclass may have a constructor of its own.
         given: dict[str, Any] = {"retention": retention, "on_conflict": on_conflict}
+        if conn_string.startswith("sqlite:"):
+            given["store"] = _sqlite_store(conn_string)
+        elif conn_string != "memory://":
+            raise InvalidValueError(_why_not(conn_string))
         return cls(serde=serde, **{name: value for name, value in given.items() if value is not None})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -318,7 +326,7 @@ class AsyncSaver(
             ConfigError: The config has no `thread_id`.
             DeserializationError: A stored value cannot be read with this saver's `serde`.
         """
-        return _Tuples(self._shared.store.list(_listing(config, before)), self.serde, filter, limit)
+        return _Tuples(self._shared.store.list(_listing(config, before, filter)), self.serde, filter, limit)
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -666,7 +674,7 @@ class AsyncSaver(
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """Iterate over checkpoints, newest first; see `alist`."""
-        found = self._shared.store.list(_listing(config, before))
+        found = self._shared.store.list(_listing(config, before, filter))
         return _Tuples(found, self.serde, filter, limit).from_sync_code()
 
     def get_delta_channel_history(
@@ -937,10 +945,12 @@ def _several(ids: Iterable[object], name: str) -> "list[str]":
     return [_one(one, name) for one in ids]
 
 
-def _listing(config: RunnableConfig | None, before: RunnableConfig | None) -> Listing:
+def _listing(
+    config: RunnableConfig | None, before: RunnableConfig | None, filter: Mapping[str, object] | None
+) -> Listing:
     thread_id, checkpoint_ns, checkpoint_id = _place(config) if config else (None, None, None)
     bound = before.get("configurable", {}).get("checkpoint_id") if before else None
-    return Listing(thread_id, checkpoint_ns, checkpoint_id, text(bound) if bound else None)
+    return Listing(thread_id, checkpoint_ns, checkpoint_id, text(bound) if bound else None, filter or {})
 
 
 def _place(config: RunnableConfig) -> tuple[str, str | None, str | None]:
@@ -960,14 +970,40 @@ def _place(config: RunnableConfig) -> tuple[str, str | None, str | None]:
     )
 
 
+def _sqlite_store(conn_string: str) -> Store:
+    """Return the store of an "sqlite:" URL."""
+    from async_saver.stores.sqlite import SQLiteStore  # which imports sqlite3
+
+    url = urlsplit(conn_string)
+    if not conn_string.startswith("sqlite://") or url.netloc or url.fragment:
+        raise InvalidValueError(
+            "an SQLite URL has three slashes before a relative path, four before an absolute one, and no host; pass "
+            "'sqlite:///agents.db', 'sqlite:////var/lib/agents.db', or 'sqlite://' for a database in memory"
+        )
+    path = unquote(url.path[1:])
+    options: dict[str, Any] = {}
+    for name, value in parse_qsl(url.query, keep_blank_values=True):
+        if name not in ("synchronous", "timeout") or name in options:
+            raise InvalidValueError(
+                f"an SQLite URL takes the parameters synchronous and timeout, each once, and not {shown(name)}"
+            )
+        options[name] = value
+    if "timeout" in options:
+        try:
+            options["timeout"] = float(options["timeout"])
+        except ValueError:
+            raise InvalidValueError(f"timeout is a number of seconds, not {shown(options['timeout'])}") from None
+    return SQLiteStore(None if path in ("", ":memory:") else path, **options)
+
+
 def _why_not(conn_string: str) -> str:
     """Return why `conn_string` names no store of this release, with nothing of it that may be secret."""
     if conn_string.startswith("memory://"):
         return "a saver in memory takes no path and no options; pass exactly 'memory://'"
     database = re.match(r"(sqlite|postgres)(ql)?(\+\w+)?://", conn_string)
     if database is not None:
-        return f"this release of async_saver has no store for {database[1]} URLs yet; pass 'memory://'"
+        return f"this release of async_saver has no store for {database[1]} URLs yet; pass 'sqlite:///agents.db'"
     return (
-        "a connection string is a URL, not a path or ':memory:', and this one names no store of this release; for a "
-        "saver in memory pass 'memory://'"
+        "a connection string is a URL, not a path or ':memory:', and this one names no store of this release; pass "
+        "'sqlite:///agents.db' for a file, or 'memory://' for a saver in memory"
     )

@@ -7,7 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Literal, TypeAlias
 
-from async_saver.errors import InvalidValueError, SessionError
+from async_saver.errors import (
+    InvalidValueError,
+    SessionError,
+    SessionLostError,
+    ThreadEvictedError,
+    ThreadExistsError,
+    shown,
+)
 from async_saver.records import (
     Blob,
     ChannelVersion,
@@ -21,7 +28,7 @@ from async_saver.records import (
 )
 from async_saver.retention import EvictionReason, Retention
 
-__all__ = ["OnConflict", "Store"]
+__all__ = ["OnConflict", "Store", "exists_error", "lost_error", "torn_error"]
 
 OnConflict: TypeAlias = Literal["raise", "warn"]
 """What becomes of a checkpoint that is in conflict with its namespace's latest: with "raise" it is not stored."""
@@ -43,8 +50,8 @@ class Store(ABC):
     - What writes is told the leases of its caller. If the first of them that is for a conversation of the call is
       lost, the call raises a `SessionLostError` and stores nothing; that is looked at in the same step that stores. A
       lease is lost once a later one was given for its conversation, or it was released with `delete`.
-    - Its errors are `AsyncSaverError`s. Only an id with NULs in it, or longer than 300 characters, may be refused, by
-      an `InvalidValueError`.
+    - Its errors are `AsyncSaverError`s. Only an id with NULs or lone surrogates in it, or longer than 300 characters,
+      may be refused, by an `InvalidValueError`.
 
     `async_saver.testing.check_store` runs these promises as a suite.
     """
@@ -235,3 +242,32 @@ class Store(ABC):
     async def stats(self) -> StoreStats:
         """Return figures; they must cost the same however much is stored."""
         return StoreStats(await self.count())
+
+
+# What stores raise, in the same words.
+
+
+def lost_error(lease: Lease) -> SessionLostError:
+    """Return what to raise for a write with a lease that is lost."""
+    return SessionLostError(
+        f"this session on thread_id {shown(lease.thread_id)} (fence {lease.fence}) is over: another one has held the "
+        "conversation since, or it was ephemeral and has ended; nothing was stored. Open a new session to go on"
+    )
+
+
+def torn_error(thread_id: str) -> ThreadEvictedError:
+    """Return what to raise for a checkpoint of which something has gone."""
+    return ThreadEvictedError(
+        f"what thread_id {shown(thread_id)} held when this run read it has gone since: evicted, deleted, or older than "
+        "what keep_last keeps as others have written to it. The checkpoint that the run stores next would lack it; "
+        "nothing was stored. Hold saver.session(thread_id) around the run, which keeps its conversation, or give the "
+        "saver's Retention wider limits"
+    )
+
+
+def exists_error(source_thread_id: str, target_thread_id: str) -> ThreadExistsError:
+    """Return what to raise for a copy to a conversation that holds something."""
+    return ThreadExistsError(
+        f"cannot copy thread_id {shown(source_thread_id)} to {shown(target_thread_id)}: the target holds "
+        "a conversation already; delete it first, or copy to a thread_id that is not in use"
+    )

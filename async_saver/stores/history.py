@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 from async_saver.pace import Slices, at_once
 from async_saver.records import Blob, ChannelVersion
 
-__all__ = ["History", "Shared", "Step"]
+__all__ = ["History", "Shared", "Step", "composed", "difference", "restored"]
 
 Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 """A part of a change, which may be done twice."""
@@ -454,13 +454,17 @@ def _whole(kept: Kept, others: Mapping[ChannelVersion, Kept]) -> Blob:
     while isinstance(source, Shared):
         way.append(source.parts)
         source = others[source.base]
-    data = source[1]
-    if sum(map(len, way)) > len(data) // 16:
+    return kept.kind, restored(way, source[1])
+
+
+def restored(way: Sequence[bytes], source: bytes) -> bytes:
+    """Return what differences make of `source`, the last one first."""
+    if sum(map(len, way)) > len(source) // 16:
         # They have many parts: to make each of the next takes less time than to make one of all.
         for parts in reversed(way):
-            data = rebuilt(parts, data)
-        return kept.kind, data
-    return kept.kind, rebuilt(reduce(composed, way), data)
+            source = rebuilt(parts, source)
+        return source
+    return rebuilt(reduce(composed, way), source) if way else source
 
 
 def _shared(value: Blob, heads: Mapping[ChannelVersion, Blob]) -> Kept:

@@ -5,12 +5,11 @@ from itertools import count
 from time import time
 from weakref import ReferenceType, WeakValueDictionary, ref
 
-from async_saver.errors import SessionLostError, shown
 from async_saver.records import Lease
 from async_saver.stores.bucket import Bucket, Former, Namespace
 from async_saver.stores.history import Step
 
-__all__ = ["HeldLease", "Leases", "lease_of", "lost_error"]
+__all__ = ["HeldLease", "Leases", "lease_of"]
 
 
 class HeldLease(Lease):
@@ -117,11 +116,3 @@ def lease_of(thread_id: str, leases: Iterable[Lease]) -> HeldLease | None:
         if lease.thread_id == thread_id and isinstance(lease, HeldLease):
             return lease
     return None
-
-
-def lost_error(lease: Lease) -> SessionLostError:
-    """Return what to raise for a write with a lease that is lost."""
-    return SessionLostError(
-        f"this session on thread_id {shown(lease.thread_id)} (fence {lease.fence}) is over: another one has held the "
-        "conversation since, or it was ephemeral and has ended; nothing was stored. Open a new session to go on"
-    )

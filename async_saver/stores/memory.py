@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from anyio.lowlevel import checkpoint as yield_to_loop
 from typing_extensions import Self
 
-from async_saver.errors import InvalidValueError, ThreadEvictedError, ThreadExistsError, shown
+from async_saver.errors import InvalidValueError
 from async_saver.guard import guard, refuse_inside
 from async_saver.pace import Slices, at_once, keep_pace
 from async_saver.records import (
@@ -31,7 +31,7 @@ from async_saver.records import (
     WriteRecord,
 )
 from async_saver.retention import EvictionReason, Retention
-from async_saver.stores.base import OnConflict, Store
+from async_saver.stores.base import OnConflict, Store, exists_error, lost_error, torn_error
 from async_saver.stores.bucket import (
     NAMESPACE_SIZE,
     PLACE_SIZE,
@@ -48,7 +48,7 @@ from async_saver.stores.bucket import (
     write_size,
 )
 from async_saver.stores.history import Shared, Size, Step
-from async_saver.stores.leases import HeldLease, Leases, lease_of, lost_error
+from async_saver.stores.leases import HeldLease, Leases, lease_of
 from async_saver.stores.limits import Limits, Work, standing
 
 __all__ = ["MemoryStore"]
@@ -258,7 +258,7 @@ class MemoryStore(Store):
         if lost and lease is not None:
             raise lost_error(lease)
         if torn:
-            raise _torn_error(thread_id)
+            raise torn_error(thread_id)
         if limits is not None and left is not None:
             await self._go_on(limits, thread_id, now, left)
         return conflict
@@ -532,10 +532,7 @@ class MemoryStore(Store):
             await self._keep_on(self._limits, target_thread_id, use[0])
         if taken:
             # Not in the guard: Python 3.10 may leave it without releasing it where an interrupt meets an exception.
-            raise ThreadExistsError(
-                f"cannot copy thread_id {shown(source_thread_id)} to {shown(target_thread_id)}: the target holds "
-                "a conversation already; delete it first, or copy to a thread_id that is not in use"
-            )
+            raise exists_error(source_thread_id, target_thread_id)
 
     def _is_taken(self, thread_id: str) -> bool:
         return thread_id in self._buckets
@@ -1127,15 +1124,6 @@ def _by_itself(blob: Blob) -> Blob:
     return (blob[0], bytes(memoryview(blob[1]))) if isinstance(blob[1], bytes) else blob
 
 
-def _torn_error(thread_id: str) -> ThreadEvictedError:
-    return ThreadEvictedError(
-        f"what thread_id {shown(thread_id)} held when this run read it has gone since: evicted, deleted, or older than "
-        "what keep_last keeps as others have written to it. The checkpoint that the run stores next would lack it; "
-        "nothing was stored. Hold saver.session(thread_id) around the run, which keeps its conversation, or give the "
-        "saver's Retention wider limits"
-    )
-
-
 async def _let_go(former: _Formers) -> None:
     """Free what is stored no longer, a slice at a time."""
     until = perf_counter() + _SLICE
@@ -1272,7 +1260,7 @@ class _Found(AsyncIterator[StoredCheckpoint]):
 
     def _keys_in(self, thread_id: str, ascending: Sequence[Any], length: int) -> Iterator[tuple[str, str, str]]:
         """Return what of a conversation is listed, newest first."""
-        _, checkpoint_ns, checkpoint_id, before = self._listing
+        _, checkpoint_ns, checkpoint_id, before, _ = self._listing
         high = before if checkpoint_id is None else checkpoint_id + "\0"  # the least string that is greater
         if high is not None and before is not None:
             high = min(high, before)

@@ -1,0 +1,615 @@
+"""What changes whole conversations of a `SQLiteStore`, and what sessions need to be undone. All of it is SQL.
+
+A session's changes are noted by names: what it found in each place where it wrote first, and where there was nothing,
+that. Who else writes there, or deletes it, takes the note away, so that what others did stays. Values that a session
+added are not noted: once its checkpoints are gone nothing needs them.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from async_saver.stores.history import restored
+from async_saver.stores.sqlite_reads import chains_of, packed
+
+__all__ = [
+    "TEMPORARY",
+    "Notes",
+    "bring_back",
+    "copy",
+    "delete",
+    "detach",
+    "forget_notes",
+    "keep_latest",
+    "note_all",
+    "note_blob",
+    "note_copied",
+    "undo",
+    "without_runs",
+]
+
+NamespaceOf = Callable[[str, str], int]
+"""Returns the row of a namespace of a conversation; makes it, if it is not there."""
+
+TEMPORARY = (
+    "CREATE TEMP TABLE stay (id INTEGER PRIMARY KEY)",
+    "CREATE TEMP TABLE marks (id INTEGER, channel TEXT, PRIMARY KEY (id, channel)) WITHOUT ROWID",
+    "CREATE TEMP TABLE alive (id INTEGER PRIMARY KEY, is_named INTEGER)",
+    "CREATE TEMP TABLE present (namespace INTEGER, checkpoint_id TEXT, hidden INTEGER)",
+)
+"""What the steps of a change leave for the next: checkpoints that stay in sight, the checkpoints and channels that
+their values rest on, values that are needed."""
+
+loaded: Callable[[str], Any] = json.loads
+
+_OWN = "SELECT n.id FROM namespaces n JOIN conversations t ON t.id = n.conversation WHERE t.thread_id = :thread_id"
+
+_CHECKPOINT = "parent_id, hidden, versions, run_id, delta_channels, facts, kind, metadata_kind, checkpoint, metadata"
+_BLOB = "channel, version, kind, number, base, data"
+_WRITE = "channel, task_path, run_id, kind, base, data"
+
+
+# Notes.
+
+_NOTE_CHECKPOINTS = f"""
+INSERT OR IGNORE INTO former_checkpoints
+SELECT json_extract(a.value, '$[0]'), json_extract(a.value, '$[1]'), json_extract(a.value, '$[2]'),
+    c.id IS NOT NULL, {_CHECKPOINT}
+FROM json_each(?) a LEFT JOIN checkpoints c
+ON c.namespace = json_extract(a.value, '$[3]') AND c.checkpoint_id = json_extract(a.value, '$[2]')
+"""
+_UNNOTE_CHECKPOINTS = """
+DELETE FROM former_checkpoints WHERE (thread_id, checkpoint_ns, checkpoint_id) IN (
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?))
+"""
+_NOTE_WRITES = f"""
+INSERT OR IGNORE INTO former_writes
+SELECT json_extract(a.value, '$[0]'), json_extract(a.value, '$[1]'), json_extract(a.value, '$[2]'),
+    json_extract(a.value, '$[4]'), json_extract(a.value, '$[5]'), w.namespace IS NOT NULL, {_WRITE}
+FROM json_each(?) a LEFT JOIN writes w
+ON w.namespace = json_extract(a.value, '$[3]') AND w.checkpoint_id = json_extract(a.value, '$[2]')
+    AND w.task_id = json_extract(a.value, '$[4]') AND w.idx = json_extract(a.value, '$[5]')
+"""
+# Where the first one stays, who comes later changes nothing.
+_UNNOTE_WRITES = """
+DELETE FROM former_writes WHERE (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) IN (
+    SELECT json_extract(a.value, '$[0]'), json_extract(a.value, '$[1]'), json_extract(a.value, '$[2]'),
+        json_extract(a.value, '$[4]'), json_extract(a.value, '$[5]')
+    FROM json_each(?) a LEFT JOIN writes w
+    ON w.namespace = json_extract(a.value, '$[3]') AND w.checkpoint_id = json_extract(a.value, '$[2]')
+        AND w.task_id = json_extract(a.value, '$[4]') AND w.idx = json_extract(a.value, '$[5]')
+    WHERE w.namespace IS NULL OR w.idx < 0)
+"""
+
+
+class Notes:
+    """Notes that are yet to be taken, and those to be taken away, before what is put to these places is written."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[list[Any]]] = {}
+
+    def checkpoint(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, namespace: int, is_own: bool) -> None:
+        """Note what is found where a session puts a checkpoint, or that another one puts one there."""
+        statement = _NOTE_CHECKPOINTS if is_own else _UNNOTE_CHECKPOINTS
+        self._rows.setdefault(statement, []).append([thread_id, checkpoint_ns, checkpoint_id, namespace])
+
+    def writes(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str,
+        namespace: int,
+        keys: Iterable[tuple[str, int]],
+        is_own: bool,
+    ) -> None:
+        """Note the same of writes."""
+        statement = _NOTE_WRITES if is_own else _UNNOTE_WRITES
+        rows = [[thread_id, checkpoint_ns, checkpoint_id, namespace, *key] for key in keys]
+        self._rows.setdefault(statement, []).extend(rows)
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Do so."""
+        rows, self._rows = self._rows, {}
+        for statement, places in rows.items():
+            connection.execute(statement, (packed(places),))
+
+
+_NOTE_BLOB = f"""
+INSERT OR IGNORE INTO former_blobs SELECT :thread_id, id, :checkpoint_ns, {_BLOB} FROM blobs WHERE id = :id
+"""
+_UNNOTE_BLOB = "DELETE FROM former_blobs WHERE thread_id = :thread_id AND id = :id"
+
+
+def note_blob(connection: sqlite3.Connection, thread_id: str, checkpoint_ns: str, id: int, is_own: bool) -> None:
+    """Note a value that a session replaces, or that another one does."""
+    place = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "id": id}
+    connection.execute(_NOTE_BLOB if is_own else _UNNOTE_BLOB, place)
+
+
+_NOTE_ALL = (
+    f"""
+    INSERT OR IGNORE INTO former_checkpoints SELECT :thread_id, n.checkpoint_ns, c.checkpoint_id, 1, {_CHECKPOINT}
+    FROM checkpoints c JOIN namespaces n ON n.id = c.namespace WHERE n.id IN ({_OWN})
+    """,
+    f"""
+    INSERT OR IGNORE INTO former_blobs SELECT :thread_id, b.id, n.checkpoint_ns, {_BLOB}
+    FROM blobs b JOIN namespaces n ON n.id = b.namespace WHERE n.id IN ({_OWN})
+    """,
+    f"""
+    INSERT OR IGNORE INTO former_writes
+    SELECT :thread_id, n.checkpoint_ns, w.checkpoint_id, w.task_id, w.idx, 1, {_WRITE}
+    FROM writes w JOIN namespaces n ON n.id = w.namespace WHERE n.id IN ({_OWN})
+    """,
+)
+
+
+def note_all(connection: sqlite3.Connection, thread_id: str) -> None:
+    """Note a whole conversation, before a session prunes or deletes it."""
+    for statement in _NOTE_ALL:
+        connection.execute(statement, {"thread_id": thread_id})
+
+
+_NOTE_COPIED = (
+    f"""
+    INSERT OR IGNORE INTO former_checkpoints (thread_id, checkpoint_ns, checkpoint_id, was)
+    SELECT :thread_id, n.checkpoint_ns, c.checkpoint_id, 0
+    FROM checkpoints c JOIN namespaces n ON n.id = c.namespace WHERE n.id IN ({_OWN})
+    """,
+    f"""
+    INSERT OR IGNORE INTO former_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, was)
+    SELECT :thread_id, n.checkpoint_ns, w.checkpoint_id, w.task_id, w.idx, 0
+    FROM writes w JOIN namespaces n ON n.id = w.namespace WHERE n.id IN ({_OWN})
+    """,
+)
+
+
+def note_copied(connection: sqlite3.Connection, thread_id: str) -> None:
+    """Note that all of a conversation is new."""
+    for statement in _NOTE_COPIED:
+        connection.execute(statement, {"thread_id": thread_id})
+
+
+def forget_notes(connection: sqlite3.Connection, thread_id: str) -> None:
+    """Take all notes of a conversation away: its session has ended, or another one has deleted it."""
+    for table in ("former_checkpoints", "former_blobs", "former_writes"):
+        connection.execute(f"DELETE FROM {table} WHERE thread_id = ?", (thread_id,))
+
+
+_HAS_FORMER = "SELECT 1 FROM former_blobs WHERE thread_id = ? LIMIT 1"
+_BRING_BACK = (
+    f"""
+    INSERT INTO blobs SELECT id, :namespace, {_BLOB} FROM former_blobs
+    WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns AND id NOT IN (SELECT id FROM blobs)
+    """,
+    """
+    UPDATE blobs SET (channel, version) = (
+        SELECT f.channel, f.version FROM former_blobs f WHERE f.thread_id = :thread_id AND f.id = blobs.id)
+    WHERE namespace = :namespace AND channel IS NULL
+        AND id IN (SELECT id FROM former_blobs WHERE thread_id = :thread_id)
+    """,
+)
+
+
+def bring_back(connection: sqlite3.Connection, thread_id: str, checkpoint_ns: str, namespace: int) -> None:
+    """Bring back the values that a session took away, as another one may name them, and they may be brought back."""
+    if connection.execute(_HAS_FORMER, (thread_id,)).fetchone() is None:
+        return
+    place = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "namespace": namespace}
+    for statement in _BRING_BACK:
+        connection.execute(statement, place)
+
+
+_MADE_OF = "SELECT {key}, base, data FROM {table} WHERE base = ?"
+_KEYS = {
+    "blobs": "id",
+    "writes": "namespace, checkpoint_id, task_id, idx",
+    "former_blobs": "thread_id, id",
+    "former_writes": "thread_id, checkpoint_ns, checkpoint_id, task_id, idx",
+}
+
+
+def detach(connection: sqlite3.Connection, id: int, former: bool) -> None:
+    """Have nothing be made of a value any more, as that changes; with `former` nothing that is noted, either."""
+    base = chains_of(connection, [id])[id].value
+    for table in ("blobs", "writes", *(("former_blobs", "former_writes") if former else ())):
+        key = _KEYS[table]
+        columns = len(key.split(", "))
+        for row in connection.execute(_MADE_OF.format(key=key, table=table), (id,)).fetchall():
+            whole = restored([row[-1]], base)
+            number = ", number = 0" if table.endswith("blobs") else ""
+            marks = ", ".join("?" * columns)
+            connection.execute(
+                f"UPDATE {table} SET base = NULL, data = ?{number} WHERE ({key}) = ({marks})", (whole, *row[:columns])
+            )
+
+
+# Undoing.
+
+_PLACES = """
+    SELECT checkpoint_ns FROM former_checkpoints WHERE thread_id = :thread_id
+    UNION SELECT checkpoint_ns FROM former_writes WHERE thread_id = :thread_id
+    UNION SELECT checkpoint_ns FROM former_blobs WHERE thread_id = :thread_id
+"""
+_CHANGED_VALUES = """
+SELECT f.id FROM former_blobs f JOIN blobs b ON b.id = f.id
+WHERE f.thread_id = :thread_id AND b.kind IS NOT NULL
+    AND (f.kind IS NOT b.kind OR f.base IS NOT b.base OR f.data <> b.data)
+"""
+# Of two values of one name the older one was there before: what a session added is noted, too, where it then pruned.
+_UNDO = (
+    """
+    DELETE FROM checkpoints WHERE namespace = :namespace AND checkpoint_id IN (
+        SELECT checkpoint_id FROM former_checkpoints
+        WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns)
+    """,
+    """
+    DELETE FROM writes WHERE namespace = :namespace AND (checkpoint_id, task_id, idx) IN (
+        SELECT checkpoint_id, task_id, idx FROM former_writes
+        WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns)
+    """,
+    f"""
+    INSERT OR REPLACE INTO blobs SELECT id, :namespace, {_BLOB} FROM former_blobs
+    WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns
+    ORDER BY id DESC
+    """,
+    f"""
+    INSERT INTO checkpoints (namespace, checkpoint_id, {_CHECKPOINT})
+    SELECT :namespace, checkpoint_id, {_CHECKPOINT} FROM former_checkpoints
+    WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns AND was
+    """,
+    f"""
+    INSERT INTO writes (namespace, checkpoint_id, task_id, idx, {_WRITE})
+    SELECT :namespace, checkpoint_id, task_id, idx, {_WRITE} FROM former_writes
+    WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns AND was
+    """,
+)
+
+
+def undo(connection: sqlite3.Connection, thread_id: str, namespace_of: NamespaceOf) -> None:
+    """Put back what a session found where it wrote."""
+    place: dict[str, Any] = {"thread_id": thread_id}
+    names = [name for (name,) in connection.execute(_PLACES, place).fetchall()]
+    for (row,) in connection.execute(_CHANGED_VALUES, place).fetchall():
+        detach(connection, row, former=False)
+    for name in names:
+        place |= {"checkpoint_ns": name, "namespace": namespace_of(thread_id, name)}
+        for statement in _UNDO:
+            connection.execute(statement, place)
+        _tidy_namespace(connection, place["namespace"])
+    _tidy_conversation(connection, thread_id)
+
+
+# Deleting and pruning.
+
+_DELETE = (
+    *(f"DELETE FROM {table} WHERE namespace IN ({_OWN})" for table in ("checkpoints", "blobs", "writes", "runs")),
+    "DELETE FROM namespaces WHERE conversation = (SELECT id FROM conversations WHERE thread_id = :thread_id)",
+    "DELETE FROM conversations WHERE thread_id = :thread_id",
+)
+
+
+def delete(connection: sqlite3.Connection, thread_id: str) -> None:
+    """Delete everything of a conversation."""
+    for statement in _DELETE:
+        connection.execute(statement, {"thread_id": thread_id})
+
+
+_MARK = """
+INSERT INTO marks WITH RECURSIVE
+delta (channel) AS (
+    SELECT DISTINCT d.value FROM checkpoints c CROSS JOIN json_each(c.delta_channels) d WHERE c.namespace = :namespace
+),
+line (id, channel) AS (
+    SELECT p.id, b.channel FROM stay CROSS JOIN checkpoints c ON c.id = stay.id
+    CROSS JOIN json_each(c.versions) v CROSS JOIN blobs b ON b.id = v.value
+    CROSS JOIN checkpoints p ON p.namespace = :namespace AND p.checkpoint_id = c.parent_id
+    WHERE b.channel IN delta AND ifnull(b.kind, 'empty') = 'empty'
+    UNION
+    SELECT p.id, line.channel FROM line CROSS JOIN checkpoints c ON c.id = line.id
+    CROSS JOIN checkpoints p ON p.namespace = :namespace AND p.checkpoint_id = c.parent_id
+    WHERE NOT EXISTS (
+        SELECT 1 FROM json_each(c.versions) v CROSS JOIN blobs b ON b.id = v.value
+        WHERE b.channel = line.channel AND ifnull(b.kind, 'empty') <> 'empty')
+)
+SELECT id, channel FROM line
+"""
+_STAY_LATEST = """
+INSERT INTO stay SELECT id FROM checkpoints WHERE namespace = :namespace AND NOT hidden
+ORDER BY checkpoint_id DESC LIMIT :number
+"""
+# What others are rebuilt from stays in sight if all that it shows can be rebuilt.
+_STAY_WHOLE = """
+INSERT OR IGNORE INTO stay SELECT c.id FROM checkpoints c
+WHERE c.namespace = :namespace AND NOT c.hidden AND c.id IN (SELECT id FROM marks) AND (
+    c.parent_id IS NULL
+    OR NOT EXISTS (SELECT 1 FROM checkpoints p WHERE p.namespace = :namespace AND p.checkpoint_id = c.parent_id)
+    OR NOT EXISTS (
+        SELECT 1 FROM json_each(c.versions) v CROSS JOIN blobs b ON b.id = v.value
+        WHERE ifnull(b.kind, 'empty') = 'empty' AND b.channel IN (
+            SELECT DISTINCT d.value FROM checkpoints o CROSS JOIN json_each(o.delta_channels) d
+            WHERE o.namespace = :namespace)
+        AND NOT EXISTS (
+            SELECT 1 FROM checkpoints p JOIN marks m ON m.id = p.id AND m.channel = b.channel
+            WHERE p.namespace = :namespace AND p.checkpoint_id = c.parent_id)))
+"""
+_DROP_OLD_WRITES = """
+DELETE FROM writes WHERE namespace = :namespace
+    AND checkpoint_id <= (SELECT max(checkpoint_id) FROM checkpoints WHERE namespace = :namespace AND NOT hidden)
+    AND NOT EXISTS (
+        SELECT 1 FROM checkpoints c WHERE c.namespace = :namespace AND c.checkpoint_id = writes.checkpoint_id)
+"""
+_STAY_WITHOUT_RUNS = """
+INSERT INTO stay SELECT id FROM checkpoints WHERE namespace = :namespace AND NOT hidden
+    AND (run_id IS NULL OR run_id NOT IN (SELECT value FROM json_each(:runs)))
+"""
+_DROP_RUNS_WRITES = """
+DELETE FROM writes WHERE namespace = :namespace AND run_id IN (SELECT value FROM json_each(:runs))
+    AND NOT EXISTS (
+        SELECT 1 FROM checkpoints c JOIN marks m ON m.id = c.id
+        WHERE c.namespace = :namespace AND c.checkpoint_id = writes.checkpoint_id AND m.channel = writes.channel)
+"""
+_KEEP = (
+    """
+    DELETE FROM writes WHERE namespace = :namespace AND EXISTS (
+        SELECT 1 FROM checkpoints c WHERE c.namespace = :namespace AND c.checkpoint_id = writes.checkpoint_id
+            AND c.id NOT IN (SELECT id FROM stay)
+            AND NOT EXISTS (SELECT 1 FROM marks m WHERE m.id = c.id AND m.channel = writes.channel))
+    """,
+    """
+    DELETE FROM checkpoints WHERE namespace = :namespace
+        AND id NOT IN (SELECT id FROM stay) AND id NOT IN (SELECT id FROM marks)
+    """,
+    """
+    UPDATE checkpoints SET hidden = 1, kind = 'empty', checkpoint = x'', metadata_kind = 'empty', metadata = x'',
+        facts = NULL, versions = (
+            SELECT json_group_array(v.value) FROM json_each(checkpoints.versions) v
+            CROSS JOIN blobs b ON b.id = v.value
+            CROSS JOIN marks m ON m.id = checkpoints.id AND m.channel = b.channel)
+    WHERE namespace = :namespace AND id NOT IN (SELECT id FROM stay)
+    """,
+)
+_TIDY = (
+    "DELETE FROM alive",
+    """
+    INSERT INTO alive SELECT DISTINCT v.value, 1 FROM checkpoints c CROSS JOIN json_each(c.versions) v
+    WHERE c.namespace = :namespace
+    """,
+    """
+    INSERT OR IGNORE INTO alive WITH RECURSIVE needed (id) AS (
+        SELECT b.base FROM alive CROSS JOIN blobs b ON b.id = alive.id WHERE b.base IS NOT NULL
+        UNION
+        SELECT base FROM writes WHERE namespace = :namespace AND base IS NOT NULL
+        UNION
+        SELECT b.base FROM needed CROSS JOIN blobs b ON b.id = needed.id WHERE b.base IS NOT NULL
+    )
+    SELECT id, 0 FROM needed
+    """,
+    "DELETE FROM blobs WHERE namespace = :namespace AND id NOT IN (SELECT id FROM alive)",
+    """
+    UPDATE blobs SET channel = NULL, version = NULL WHERE namespace = :namespace AND channel IS NOT NULL
+        AND id IN (SELECT id FROM alive WHERE NOT is_named)
+    """,
+    "DELETE FROM runs WHERE namespace = :namespace",
+    """
+    INSERT OR IGNORE INTO runs SELECT run_id, namespace FROM checkpoints
+    WHERE namespace = :namespace AND run_id IS NOT NULL AND NOT hidden
+    """,
+    """
+    INSERT OR IGNORE INTO runs SELECT run_id, namespace FROM writes
+    WHERE namespace = :namespace AND run_id IS NOT NULL
+    """,
+)
+_HAS_ANYTHING = """
+SELECT EXISTS (SELECT 1 FROM checkpoints WHERE namespace = :namespace AND NOT hidden)
+    OR EXISTS (SELECT 1 FROM writes WHERE namespace = :namespace)
+"""
+_DELETE_NAMESPACE = (
+    *(f"DELETE FROM {table} WHERE namespace = :namespace" for table in ("checkpoints", "blobs", "runs")),
+    "DELETE FROM namespaces WHERE id = :namespace",
+)
+_NAMESPACES = """
+SELECT n.id FROM namespaces n JOIN conversations t ON t.id = n.conversation WHERE t.thread_id = :thread_id
+"""
+_NAMESPACES_OF_RUNS = """
+SELECT n.id FROM namespaces n JOIN conversations t ON t.id = n.conversation
+WHERE t.thread_id = :thread_id AND n.id IN (
+    SELECT namespace FROM runs WHERE run_id IN (SELECT value FROM json_each(:runs)))
+"""
+
+
+def _tidy_namespace(connection: sqlite3.Connection, namespace: int) -> None:
+    """Free values that nothing needs, find out anew where runs are, and let a namespace go that has nothing in it."""
+    place = {"namespace": namespace}
+    (has_anything,) = connection.execute(_HAS_ANYTHING, place).fetchone()
+    for statement in _TIDY if has_anything else _DELETE_NAMESPACE:
+        connection.execute(statement, place)
+
+
+def _tidy_conversation(connection: sqlite3.Connection, thread_id: str) -> None:
+    if connection.execute(_NAMESPACES, {"thread_id": thread_id}).fetchone() is None:
+        connection.execute("DELETE FROM conversations WHERE thread_id = ?", (thread_id,))
+
+
+def keep_latest(connection: sqlite3.Connection, thread_id: str, number: int = 1, *, only_longer: bool = False) -> int:
+    """Keep the latest of each namespace, or `only_longer` ones, with what these rest on; return how many went."""
+    went = 0
+    for (namespace,) in connection.execute(_NAMESPACES, {"thread_id": thread_id}).fetchall():
+        place = {"namespace": namespace, "number": number}
+        before = _in_sight(connection, namespace)
+        if only_longer and before <= number:
+            continue
+        _begin(connection)
+        for statement in (_STAY_LATEST, _MARK, _STAY_WHOLE, _DROP_OLD_WRITES, *_KEEP):
+            connection.execute(statement, place)
+        went += before - _in_sight(connection, namespace)
+        _tidy_namespace(connection, namespace)
+    _tidy_conversation(connection, thread_id)
+    return went
+
+
+def _in_sight(connection: sqlite3.Connection, namespace: int) -> int:
+    counted = "SELECT count(*) FROM checkpoints WHERE namespace = ? AND NOT hidden"
+    return int(connection.execute(counted, (namespace,)).fetchone()[0])
+
+
+def without_runs(connection: sqlite3.Connection, thread_id: str, run_ids: Sequence[str]) -> None:
+    """Delete what runs have stored in a conversation, but for what others rest on."""
+    runs = packed(run_ids)
+    for (namespace,) in connection.execute(_NAMESPACES_OF_RUNS, {"thread_id": thread_id, "runs": runs}).fetchall():
+        place = {"namespace": namespace, "runs": runs}
+        _begin(connection)
+        for statement in (_STAY_WITHOUT_RUNS, _MARK, *_KEEP, _DROP_RUNS_WRITES):
+            connection.execute(statement, place)
+        _tidy_namespace(connection, namespace)
+    _tidy_conversation(connection, thread_id)
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM stay")
+    connection.execute("DELETE FROM marks")
+
+
+_BEFORE_OTHERS = f"""
+INSERT INTO present SELECT namespace, checkpoint_id, hidden FROM checkpoints WHERE namespace IN ({_OWN})
+"""
+_AFTER_OTHERS = """
+DELETE FROM former_checkpoints WHERE thread_id = :thread_id AND was AND (checkpoint_ns, checkpoint_id) IN (
+    SELECT n.checkpoint_ns, p.checkpoint_id FROM present p JOIN namespaces n ON n.id = p.namespace
+    LEFT JOIN checkpoints c ON c.namespace = p.namespace AND c.checkpoint_id = p.checkpoint_id
+    WHERE c.id IS NULL OR c.hidden <> p.hidden)
+"""
+_AFTER_OTHERS_WRITES = """
+DELETE FROM former_writes WHERE thread_id = :thread_id AND was AND (checkpoint_ns, checkpoint_id) IN (
+    SELECT n.checkpoint_ns, p.checkpoint_id FROM present p JOIN namespaces n ON n.id = p.namespace
+    LEFT JOIN checkpoints c ON c.namespace = p.namespace AND c.checkpoint_id = p.checkpoint_id
+    WHERE c.id IS NULL OR c.hidden <> p.hidden)
+"""
+
+
+def before_others(connection: sqlite3.Connection, thread_id: str) -> None:
+    """Remember what is there, before somebody else than a session prunes its conversation."""
+    connection.execute("DELETE FROM present")
+    connection.execute(_BEFORE_OTHERS, {"thread_id": thread_id})
+
+
+def after_others(connection: sqlite3.Connection, thread_id: str) -> None:
+    """Take the notes of what has gone away."""
+    for statement in (_AFTER_OTHERS, _AFTER_OTHERS_WRITES):
+        connection.execute(statement, {"thread_id": thread_id})
+
+
+# Copying. The values are copied, too: rows of `blobs` belong to one namespace. Their ids grow by the same number.
+
+_SPAN = f"SELECT min(id), max(id) FROM blobs WHERE namespace IN ({_OWN})"
+_NAMED = """
+SELECT n.id, n.checkpoint_ns FROM namespaces n JOIN conversations t ON t.id = n.conversation
+WHERE t.thread_id = :thread_id
+"""
+_COPY = (
+    f"""
+    INSERT INTO checkpoints (namespace, checkpoint_id, {_CHECKPOINT})
+    SELECT :target, checkpoint_id, parent_id, hidden,
+        (SELECT json_group_array(v.value + :more) FROM json_each(c.versions) v), run_id, delta_channels, facts, kind,
+        metadata_kind, checkpoint, metadata
+    FROM checkpoints c WHERE namespace = :source
+    """,
+    """
+    INSERT INTO blobs (id, namespace, channel, version, kind, number, base, data)
+    SELECT id + :more, :target, channel, version, kind, number, base + :more, data FROM blobs WHERE namespace = :source
+    """,
+    f"""
+    INSERT INTO writes (namespace, checkpoint_id, task_id, idx, {_WRITE})
+    SELECT :target, checkpoint_id, task_id, idx, channel, task_path, run_id, kind, base + :more, data
+    FROM writes WHERE namespace = :source
+    """,
+    "INSERT INTO runs SELECT run_id, :target FROM runs WHERE namespace = :source",
+)
+
+
+def copy(connection: sqlite3.Connection, source: str, target: str, namespace_of: NamespaceOf, next_id: int) -> int:
+    """Copy a conversation; return the next row of `blobs` then."""
+    first, last = connection.execute(_SPAN, {"thread_id": source}).fetchone()
+    more = next_id - (first or 0)
+    for namespace, name in connection.execute(_NAMED, {"thread_id": source}).fetchall():
+        place = {"source": namespace, "target": namespace_of(target, name), "more": more}
+        for statement in _COPY:
+            connection.execute(statement, place)
+    return next_id if last is None else int(last) + more + 1
+
+
+# What must always hold.
+
+_FAULTS = {
+    "versions of checkpoints that are not there": """
+        SELECT c.id FROM checkpoints c CROSS JOIN json_each(c.versions) v LEFT JOIN blobs b ON b.id = v.value
+        WHERE b.id IS NULL OR b.namespace <> c.namespace OR b.channel IS NULL
+    """,
+    "values that are made of what is not there": """
+        SELECT b.id FROM blobs b LEFT JOIN blobs o ON o.id = b.base
+        WHERE b.base IS NOT NULL AND (o.id IS NULL OR o.id >= b.id OR o.namespace <> b.namespace)
+    """,
+    "writes that are made of what is not there": """
+        SELECT w.checkpoint_id FROM writes w LEFT JOIN blobs o ON o.id = w.base
+        WHERE w.base IS NOT NULL AND (o.id IS NULL OR o.namespace <> w.namespace)
+    """,
+    "rows of no namespace": """
+        SELECT namespace FROM (
+            SELECT namespace FROM checkpoints UNION SELECT namespace FROM blobs UNION SELECT namespace FROM writes
+            UNION SELECT namespace FROM runs
+        ) WHERE namespace NOT IN (SELECT id FROM namespaces)
+    """,
+    "namespaces of no conversation": """
+        SELECT id FROM namespaces WHERE conversation NOT IN (SELECT id FROM conversations)
+    """,
+    "conversations and namespaces with nothing in them": """
+        SELECT id FROM namespaces n
+        WHERE NOT EXISTS (SELECT 1 FROM checkpoints c WHERE c.namespace = n.id AND NOT c.hidden)
+            AND NOT EXISTS (SELECT 1 FROM writes w WHERE w.namespace = n.id)
+        UNION ALL SELECT id FROM conversations WHERE id NOT IN (SELECT conversation FROM namespaces)
+    """,
+    "runs that are not found where they stored something": """
+        SELECT run_id FROM (
+            SELECT run_id, namespace FROM checkpoints WHERE run_id IS NOT NULL AND NOT hidden
+            UNION SELECT run_id, namespace FROM writes WHERE run_id IS NOT NULL
+            EXCEPT SELECT run_id, namespace FROM runs)
+    """,
+    "a wrong count of conversations": """
+        SELECT value FROM counters WHERE name = 'conversations' AND value <> (SELECT count(*) FROM conversations)
+    """,
+    "notes of no session": """
+        SELECT thread_id FROM (
+            SELECT thread_id FROM former_checkpoints UNION SELECT thread_id FROM former_blobs
+            UNION SELECT thread_id FROM former_writes
+        ) WHERE thread_id NOT IN (SELECT thread_id FROM leases WHERE held)
+    """,
+}
+
+
+def faults(connection: sqlite3.Connection) -> list[str]:
+    """Say what is not as it should be: SQLite's own check first, then what must always hold here."""
+    found = [text for (text,) in connection.execute("PRAGMA integrity_check(20)") if text != "ok"]
+    if found:
+        return found
+    for what, statement in _FAULTS.items():
+        rows = [row[0] for row in connection.execute(f"{statement} LIMIT 5")]
+        if rows:
+            found.append(f"{what}: {rows}")
+    if not found:
+        found += _unreadable(connection)
+    return found
+
+
+def _unreadable(connection: sqlite3.Connection) -> list[str]:
+    found: list[str] = []
+    (ids,) = connection.execute("SELECT json_group_array(id) FROM blobs WHERE base IS NOT NULL").fetchone()
+    all_ids = json.loads(ids)
+    for first in range(0, len(all_ids), 256):
+        some = all_ids[first : first + 256]
+        try:
+            made = chains_of(connection, some)
+        except Exception as exc:
+            found.append(f"values that cannot be made, among {some[:5]}: {type(exc).__name__}: {exc}")
+        else:
+            found += [f"a value that cannot be made: {row}" for row in some if row not in made]
+    return found
