@@ -17,7 +17,7 @@ try:
 except ImportError:  # anyio does without, where it is not installed
     _sniffed = None  # type: ignore[assignment]
 
-__all__ = ["ThreadLocks"]
+__all__ = ["ThreadLocks", "current_loop"]
 
 
 _P = ParamSpec("_P")
@@ -54,7 +54,7 @@ class ThreadLocks:
     ) -> _T:
         """Call `func` with a `thread_id` and what else it wants, holding the lock of that conversation."""
         # What `holding` would do, in half the time where nobody else holds it.
-        key = (_current_loop(), thread_id)
+        key = (current_loop(), thread_id)
         found = self._locks.get(key)
         if found is not None and found() is not None:
             async with self.holding(thread_id):
@@ -123,7 +123,7 @@ class _Holding:
         self._held: list[tuple[_Key, _Lock, bool]] = []
 
     async def __aenter__(self) -> None:
-        loop = _current_loop()
+        loop = current_loop()
         try:
             for thread_id in self._thread_ids:
                 # Only this loop uses this key, and there is no await between the look and the entry.
@@ -177,7 +177,7 @@ def _forget(locks: _Locks, key: _Key, lock: _Lock) -> None:
             del locks[key]
 
 
-def _current_loop() -> Hashable:
+def current_loop() -> Hashable:
     """Return what is the same for all tasks of one event loop, and no others."""
     # anyio's token is the same in ten times the time. Trio says its name also where it runs as a guest of asyncio.
     if _sniffed is not None and _sniffed.name is None:

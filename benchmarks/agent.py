@@ -27,11 +27,11 @@ _PROSE = _prose(3_000_000)  # nothing that is measured comes to its end, where i
 
 
 class Talk:
-    """Makes messages of 150 to 400 characters, each different, and the same ones in every talk."""
+    """Makes messages of 150 to 400 characters, each different, and the same ones in every talk of a number."""
 
-    def __init__(self) -> None:
-        self._said = 0
-        self._chance = random.Random(2)
+    def __init__(self, number: int = 0) -> None:
+        self._said = number * 250  # what 50 turns take
+        self._chance = random.Random(2 + number)
 
     def text(self, least: int = 150, most: int = 400) -> str:
         """Return what is said next: a string of its own, as what comes over a network is."""
@@ -115,8 +115,8 @@ class Model(BaseChatModel):
 class Agent:
     """Runs turns of conversations, each turn one `ainvoke` of four messages and five checkpoints."""
 
-    def __init__(self, saver: Any) -> None:
-        self._talk = talk = Talk()
+    def __init__(self, saver: Any, talk_number: int = 0) -> None:
+        self._talk = talk = Talk(talk_number)
 
         @tool
         async def look_up(query: str) -> str:

@@ -108,6 +108,32 @@ FACTS = {
         Cho says no  ->  No flight to Lima was booked.
         """,
     ],
+    "sqlite_resume.py": [
+        """
+        1. The worker is killed in the middle of the third step
+        process 1: collect
+        process 1: outline
+        process 1: draft
+        came to its end: False
+        """,
+        """
+        2. It is started again
+        process 2 goes on with: draft
+        process 2: draft
+        process 2: review
+        process 2: publish
+        came to its end: True
+        """,
+        """
+        3. What is stored
+        collect by process 1
+        outline by process 1
+        draft by process 2
+        review by process 2
+        publish by process 2
+        ran: collect, outline, draft, draft, review, publish
+        """,
+    ],
     "sync_graph.py": [
         """
         invoke: {'items': ['tea'], 'total': 4}

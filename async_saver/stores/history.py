@@ -30,6 +30,7 @@ _COPY = 32  # bytes; what is shorter is not worth a copy
 _FIND = 128  # bytes; nor what is shorter the search for it
 _CERTAIN = 256  # bytes; what is common to all items of a list is shorter, and may be found at the wrong one
 _SEED = 24  # bytes that are looked for, to find where two go on alike
+_FRONT = 8  # bytes in which it may say how long a list is
 _STEPS = (4, 64, 512, 4096)  # how far after the place where they part
 _NEAR = 8192  # how far from it they are looked for first, as that takes less time
 _MOST_PARTS = 16
@@ -481,6 +482,9 @@ def _shared(value: Blob, heads: Mapping[ChannelVersion, Blob]) -> Kept:
 
 def difference(target: bytes, source: bytes) -> bytes | None:
     """Return how to make `target` of `source`; None if that takes more than half as many bytes as the target has."""
+    grown = _grown(target, source)
+    if grown is not None:
+        return grown
     parts: list[_Part] = []
     done = size = at = beside = 0
     # What is left after that is short: it is looked for only where the source ends.
@@ -501,6 +505,19 @@ def difference(target: bytes, source: bytes) -> bytes | None:
         length = 0
     parts.append((target[done : len(target) - length], len(source) - length, length))
     packed = _packed(parts)
+    return packed if len(packed) <= len(target) // 2 else None
+
+
+def _grown(target: bytes, source: bytes) -> bytes | None:
+    """Return the difference where the source has only grown at its end, but for a few bytes in front: most have."""
+    at = target.find(source[_FRONT : _FRONT + _SEED], 0, 2 * _FRONT + _SEED)
+    if at < 0 or len(source) < _FRONT + _SEED or not target.startswith(source[_FRONT:], at):
+        return None
+    end = at + len(source) - _FRONT
+    beside = _FRONT
+    while beside and at and target[at - 1] == source[beside - 1]:
+        at, beside = at - 1, beside - 1
+    packed = _packed([(target[:at], beside, len(source) - beside), (target[end:], 0, 0)])
     return packed if len(packed) <= len(target) // 2 else None
 
 

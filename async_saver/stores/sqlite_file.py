@@ -15,6 +15,7 @@ Identity = tuple[int, int]
 
 _APPLICATION = 0x61737672
 _LEAST_SQLITE = (3, 31)
+_CHECKPOINT = 4000  # pages in the WAL from which on they are moved to the file: 16 MB
 
 # Ids are text, compared byte by byte, which is the order of Python's strings. Every table but `conversations` and
 # `namespaces` refers to a namespace; only what a session has changed is kept by names, as it may outlive these.
@@ -182,6 +183,7 @@ class File:
         if version < _VERSION:
             _migrate(connection)
         connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}")
         if not to_write:
             connection.execute("PRAGMA query_only = ON")
 

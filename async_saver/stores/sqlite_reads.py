@@ -126,9 +126,12 @@ SELECT * FROM (
 _READ_BY_PLACE, _READ_BY_ROW = _READ.format(found=_BY_PLACE), _READ.format(found=_BY_ROW)
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
+
+
 def packed(values: object) -> str:
     """Return ids and numbers as one parameter."""
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    return _encode(values)
 
 
 def _rows(text: str, data: bytes | None, lengths: int = 1) -> Iterator[_Row]:
@@ -329,8 +332,8 @@ def _has_no_surrogates(value: str) -> bool:
     return True
 
 
-def facts_of(metadata: Blob) -> str | None:
-    """Return what can be compared of serialised metadata, as JSON; None if it is not known what is in it.
+def facts_of(metadata: Blob) -> Mapping[str, object] | None:
+    """Return what can be compared of serialised metadata; None if it is not known what is in it.
 
     An empty array stands for what cannot be compared here.
     """
@@ -342,7 +345,7 @@ def facts_of(metadata: Blob) -> str | None:
         return None
     if not isinstance(read, dict):
         return None
-    return packed({key: _fact(value) for key, value in read.items() if _is_plain_text(key)})
+    return {key: _fact(value) for key, value in read.items() if _is_plain_text(key)}
 
 
 def _something(code: int, data: bytes) -> object:
