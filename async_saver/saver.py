@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -974,15 +974,16 @@ def _sqlite_store(conn_string: str) -> Store:
     """Return the store of an "sqlite:" URL."""
     from async_saver.stores.sqlite import SQLiteStore  # which imports sqlite3
 
-    url = urlsplit(conn_string)
-    if not conn_string.startswith("sqlite://") or url.netloc or url.fragment:
+    where, _, query = conn_string.partition("?")
+    scheme, _, path = where.partition("://")
+    if scheme != "sqlite" or (path and not path.startswith("/")):
         raise InvalidValueError(
             "an SQLite URL has three slashes before a relative path, four before an absolute one, and no host; pass "
             "'sqlite:///agents.db', 'sqlite:////var/lib/agents.db', or 'sqlite://' for a database in memory"
         )
-    path = unquote(url.path[1:])
+    path = unquote(path[1:])
     options: dict[str, Any] = {}
-    for name, value in parse_qsl(url.query, keep_blank_values=True):
+    for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in ("synchronous", "timeout") or name in options:
             raise InvalidValueError(
                 f"an SQLite URL takes the parameters synchronous and timeout, each once, and not {shown(name)}"

@@ -7,15 +7,16 @@ loop would wait for itself.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from async_saver.locks import current_loop
 
-__all__ = ["Call", "Worker"]
+__all__ = ["Call", "Worker", "fail"]
 
 _T = TypeVar("_T")
 
@@ -97,6 +98,13 @@ class Call(Generic[_T]):
             finally:
                 self.error = None  # whose traceback refers to this frame
         return cast(_T, self._result)
+
+
+def fail(calls: Iterable[Call[Any]], exc: BaseException) -> None:
+    """Have calls come to an error; each to one of its own, as whoever raises it adds to its traceback."""
+    for number, call in enumerate(calls):
+        call.error = copy(exc) if number else exc
+        call.error.__cause__ = exc.__cause__
 
 
 class _End:
@@ -205,7 +213,7 @@ class Worker:
         if thread is None:
             return
         await self.call_surely(_End)
-        if thread is not threading.current_thread():
+        if self._thread is not thread:  # else it goes on, as more was called for
             thread.join()
 
     def leave(self) -> threading.Thread | None:
@@ -228,8 +236,7 @@ class Worker:
                 if ends or at_once:
                     self._close()
             except BaseException as exc:
-                for call in (*work, *ends):
-                    call.error = call.error or exc
+                fail((call for call in (*work, *ends) if call.error is None), exc)
             ended = (bool(ends) or at_once) and self._has_ended()
             _wake([call.waiter for call in calls if call.waiter is not None])
             if ended:

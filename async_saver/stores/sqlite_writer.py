@@ -25,7 +25,7 @@ from async_saver.records import (
 from async_saver.stores import sqlite_edits as edits
 from async_saver.stores.base import OnConflict, lost_error, torn_error
 from async_saver.stores.chains import BESIDE, LEAST, Chain, grown
-from async_saver.stores.commits import Call
+from async_saver.stores.commits import Call, fail
 from async_saver.stores.sqlite_file import File, Identity, error_of
 from async_saver.stores.sqlite_reads import Get, chains_of, facts_of, packed, read, version_text
 
@@ -277,8 +277,7 @@ class Writer:
             self._commit(calls)
         except Exception as exc:
             if len(calls) == 1 or isinstance(exc, StorageBusyError):
-                for call in calls:
-                    call.error = exc
+                fail(calls, exc)
             else:
                 self._commit_one_by_one(calls)
 
