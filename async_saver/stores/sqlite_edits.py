@@ -14,6 +14,8 @@ from async_saver.stores.history import restored
 from async_saver.stores.sqlite_reads import chains_of, packed
 
 __all__ = [
+    "LOT",
+    "PUT_LOT",
     "TEMPORARY",
     "Notes",
     "bring_back",
@@ -32,14 +34,6 @@ __all__ = [
 NamespaceOf = Callable[[str, str], int]
 """Returns the row of a namespace of a conversation; makes it, if it is not there."""
 
-TEMPORARY = (
-    "CREATE TEMP TABLE stay (id INTEGER PRIMARY KEY)",
-    "CREATE TEMP TABLE marks (id INTEGER, channel TEXT, PRIMARY KEY (id, channel)) WITHOUT ROWID",
-    "CREATE TEMP TABLE alive (id INTEGER PRIMARY KEY, is_named INTEGER)",
-    "CREATE TEMP TABLE present (namespace INTEGER, checkpoint_id TEXT, hidden INTEGER)",
-)
-"""What the steps of a change leave for the next: checkpoints that stay in sight, the checkpoints and channels that
-their values rest on, values that are needed."""
 
 loaded: Callable[[str], Any] = json.loads
 
@@ -50,37 +44,107 @@ _BLOB = "channel, version, kind, number, base, data"
 _WRITE = "channel, task_path, run_id, kind, base, data"
 
 
-# Notes.
+# Puts come as one row of a view: what is written for all of a lot is one statement, and by itself one transaction. Each
+# column has all rows of a kind, or the bytes of these, end to end. What the writer knows by heart is looked at first.
+_LOT = (
+    "data_version, conversations, namespaces, noted_checkpoints, unnoted_checkpoints, noted_writes, unnoted_writes, "
+    "blobs, blob_data, checkpoints, checkpoint_data, writes, write_data, runs"
+)
+_LOT_VIEW = f"CREATE TEMP VIEW lot ({_LOT}) AS SELECT {', '.join(['NULL'] * 14)}"
+_LOT_TRIGGER = f"""
+CREATE TEMP TRIGGER put_lot INSTEAD OF INSERT ON lot BEGIN
+    SELECT RAISE(ABORT, 'changed by others') FROM pragma_data_version WHERE data_version <> NEW.data_version;
 
-_NOTE_CHECKPOINTS = f"""
-INSERT OR IGNORE INTO former_checkpoints
-SELECT json_extract(a.value, '$[0]'), json_extract(a.value, '$[1]'), json_extract(a.value, '$[2]'),
-    c.id IS NOT NULL, {_CHECKPOINT}
-FROM json_each(?) a LEFT JOIN checkpoints c
-ON c.namespace = json_extract(a.value, '$[3]') AND c.checkpoint_id = json_extract(a.value, '$[2]')
-"""
-_UNNOTE_CHECKPOINTS = """
-DELETE FROM former_checkpoints WHERE (thread_id, checkpoint_ns, checkpoint_id) IN (
-    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?))
-"""
-_NOTE_WRITES = f"""
-INSERT OR IGNORE INTO former_writes
-SELECT json_extract(a.value, '$[0]'), json_extract(a.value, '$[1]'), json_extract(a.value, '$[2]'),
-    json_extract(a.value, '$[4]'), json_extract(a.value, '$[5]'), w.namespace IS NOT NULL, {_WRITE}
-FROM json_each(?) a LEFT JOIN writes w
-ON w.namespace = json_extract(a.value, '$[3]') AND w.checkpoint_id = json_extract(a.value, '$[2]')
-    AND w.task_id = json_extract(a.value, '$[4]') AND w.idx = json_extract(a.value, '$[5]')
-"""
-# Where the first one stays, who comes later changes nothing.
-_UNNOTE_WRITES = """
-DELETE FROM former_writes WHERE (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) IN (
+    INSERT INTO conversations (id, thread_id, written, used)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+        json_extract(value, '$[3]') FROM json_each(NEW.conversations) WHERE true
+    ON CONFLICT (id) DO UPDATE SET written = excluded.written, used = excluded.used;
+
+    INSERT INTO namespaces (id, conversation, checkpoint_ns)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
+    FROM json_each(NEW.namespaces);
+
+    INSERT OR IGNORE INTO former_checkpoints
     SELECT json_extract(a.value, '$[0]'), json_extract(a.value, '$[1]'), json_extract(a.value, '$[2]'),
-        json_extract(a.value, '$[4]'), json_extract(a.value, '$[5]')
-    FROM json_each(?) a LEFT JOIN writes w
+        c.id IS NOT NULL, {_CHECKPOINT}
+    FROM json_each(NEW.noted_checkpoints) a LEFT JOIN checkpoints c
+    ON c.namespace = json_extract(a.value, '$[3]') AND c.checkpoint_id = json_extract(a.value, '$[2]');
+
+    DELETE FROM former_checkpoints WHERE (thread_id, checkpoint_ns, checkpoint_id) IN (
+        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
+        FROM json_each(NEW.unnoted_checkpoints));
+
+    INSERT OR IGNORE INTO former_writes
+    SELECT json_extract(a.value, '$[0]'), json_extract(a.value, '$[1]'), json_extract(a.value, '$[2]'),
+        json_extract(a.value, '$[4]'), json_extract(a.value, '$[5]'), w.namespace IS NOT NULL, {_WRITE}
+    FROM json_each(NEW.noted_writes) a LEFT JOIN writes w
     ON w.namespace = json_extract(a.value, '$[3]') AND w.checkpoint_id = json_extract(a.value, '$[2]')
-        AND w.task_id = json_extract(a.value, '$[4]') AND w.idx = json_extract(a.value, '$[5]')
-    WHERE w.namespace IS NULL OR w.idx < 0)
+        AND w.task_id = json_extract(a.value, '$[4]') AND w.idx = json_extract(a.value, '$[5]');
+
+    -- Where the first one stays, who comes later changes nothing.
+    DELETE FROM former_writes WHERE (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) IN (
+        SELECT json_extract(a.value, '$[0]'), json_extract(a.value, '$[1]'), json_extract(a.value, '$[2]'),
+            json_extract(a.value, '$[4]'), json_extract(a.value, '$[5]')
+        FROM json_each(NEW.unnoted_writes) a LEFT JOIN writes w
+        ON w.namespace = json_extract(a.value, '$[3]') AND w.checkpoint_id = json_extract(a.value, '$[2]')
+            AND w.task_id = json_extract(a.value, '$[4]') AND w.idx = json_extract(a.value, '$[5]')
+        WHERE w.namespace IS NULL OR w.idx < 0);
+
+    INSERT INTO blobs (id, namespace, channel, version, kind, number, base, data)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+        json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
+        json_extract(value, '$[6]'), substr(NEW.blob_data, json_extract(value, '$[7]'), json_extract(value, '$[8]'))
+    FROM json_each(NEW.blobs);
+
+    INSERT INTO checkpoints (namespace, checkpoint_id, parent_id, hidden, versions, run_id, delta_channels, facts,
+        kind, metadata_kind, checkpoint, metadata)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+        json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
+        json_extract(value, '$[6]'), json_extract(value, '$[7]'), json_extract(value, '$[8]'),
+        json_extract(value, '$[9]'),
+        substr(NEW.checkpoint_data, json_extract(value, '$[10]'), json_extract(value, '$[11]')),
+        substr(NEW.checkpoint_data, json_extract(value, '$[12]'), json_extract(value, '$[13]'))
+    FROM json_each(NEW.checkpoints) WHERE true
+    ON CONFLICT (namespace, checkpoint_id) DO UPDATE SET
+        parent_id = excluded.parent_id, hidden = excluded.hidden, versions = excluded.versions,
+        run_id = excluded.run_id, delta_channels = excluded.delta_channels, facts = excluded.facts, kind = excluded.kind,
+        metadata_kind = excluded.metadata_kind, checkpoint = excluded.checkpoint, metadata = excluded.metadata;
+
+    -- Those to a checkpoint that was deleted, and is there only for what is rebuilt from it, go nowhere.
+    INSERT INTO writes (namespace, checkpoint_id, task_id, idx, channel, task_path, run_id, kind, base, data)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+        json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
+        json_extract(value, '$[6]'), json_extract(value, '$[7]'), json_extract(value, '$[8]'),
+        substr(NEW.write_data, json_extract(value, '$[9]'), json_extract(value, '$[10]'))
+    FROM json_each(NEW.writes) WHERE NOT EXISTS (
+        SELECT 1 FROM checkpoints c
+        WHERE c.namespace = json_extract(value, '$[0]') AND c.checkpoint_id = json_extract(value, '$[1]') AND c.hidden)
+    ON CONFLICT (namespace, checkpoint_id, task_id, idx) DO UPDATE SET
+        channel = excluded.channel, task_path = excluded.task_path, run_id = excluded.run_id, kind = excluded.kind,
+        base = excluded.base, data = excluded.data
+    WHERE excluded.idx < 0;
+
+    INSERT OR IGNORE INTO runs (run_id, namespace)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(NEW.runs);
+END
 """
+PUT_LOT = f"INSERT INTO lot ({_LOT}) VALUES ({', '.join(f':{column}' for column in _LOT.split(', '))})"
+LOT: dict[str, None] = dict.fromkeys(_LOT.split(", "))
+"""The columns of an empty one."""
+
+TEMPORARY = (
+    "CREATE TEMP TABLE stay (id INTEGER PRIMARY KEY)",
+    "CREATE TEMP TABLE marks (id INTEGER, channel TEXT, PRIMARY KEY (id, channel)) WITHOUT ROWID",
+    "CREATE TEMP TABLE alive (id INTEGER PRIMARY KEY, is_named INTEGER)",
+    "CREATE TEMP TABLE present (namespace INTEGER, checkpoint_id TEXT, hidden INTEGER)",
+    _LOT_VIEW,
+    _LOT_TRIGGER,
+)
+"""What the steps of a change leave for the next: checkpoints that stay in sight, the checkpoints and channels that
+their values rest on, values that are needed. And what is put."""
+
+
+# Notes.
 
 
 class Notes:
@@ -91,8 +155,8 @@ class Notes:
 
     def checkpoint(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, namespace: int, is_own: bool) -> None:
         """Note what is found where a session puts a checkpoint, or that another one puts one there."""
-        statement = _NOTE_CHECKPOINTS if is_own else _UNNOTE_CHECKPOINTS
-        self._rows.setdefault(statement, []).append([thread_id, checkpoint_ns, checkpoint_id, namespace])
+        column = "noted_checkpoints" if is_own else "unnoted_checkpoints"
+        self._rows.setdefault(column, []).append([thread_id, checkpoint_ns, checkpoint_id, namespace])
 
     def writes(
         self,
@@ -104,15 +168,14 @@ class Notes:
         is_own: bool,
     ) -> None:
         """Note the same of writes."""
-        statement = _NOTE_WRITES if is_own else _UNNOTE_WRITES
+        column = "noted_writes" if is_own else "unnoted_writes"
         rows = [[thread_id, checkpoint_ns, checkpoint_id, namespace, *key] for key in keys]
-        self._rows.setdefault(statement, []).extend(rows)
+        self._rows.setdefault(column, []).extend(rows)
 
-    def write(self, connection: sqlite3.Connection) -> None:
-        """Do so."""
+    def take(self) -> dict[str, str]:
+        """Return, once, the columns of `lot` that are for them."""
         rows, self._rows = self._rows, {}
-        for statement, places in rows.items():
-            connection.execute(statement, (packed(places),))
+        return {column: packed(places) for column, places in rows.items()}
 
 
 _NOTE_BLOB = f"""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from async_saver.errors import SessionLostError, StorageBusyError
+from async_saver.errors import SessionLostError, StorageBusyError, StorageError
 from async_saver.records import (
     Blob,
     ChannelVersion,
@@ -117,56 +117,6 @@ _IN_SIGHT = "SELECT 1 FROM checkpoints WHERE namespace = ? AND checkpoint_id = ?
 
 _NAMESPACE = "SELECT id FROM namespaces WHERE conversation = ? AND checkpoint_ns = ?"
 
-_PUT_CONVERSATIONS = """
-INSERT INTO conversations (id, thread_id, written, used)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-    json_extract(value, '$[3]') FROM json_each(?) WHERE true
-ON CONFLICT (id) DO UPDATE SET written = excluded.written, used = excluded.used
-"""
-_PUT_NAMESPACES = """
-INSERT INTO namespaces (id, conversation, checkpoint_ns)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?)
-"""
-_PUT_BLOBS = """
-INSERT INTO blobs (id, namespace, channel, version, kind, number, base, data)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
-    json_extract(value, '$[6]'), substr(?2, json_extract(value, '$[7]'), json_extract(value, '$[8]'))
-FROM json_each(?1)
-"""
-_PUT_CHECKPOINTS = """
-INSERT INTO checkpoints (namespace, checkpoint_id, parent_id, hidden, versions, run_id, delta_channels, facts,
-    kind, metadata_kind, checkpoint, metadata)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
-    json_extract(value, '$[6]'), json_extract(value, '$[7]'), json_extract(value, '$[8]'),
-    json_extract(value, '$[9]'), substr(?2, json_extract(value, '$[10]'), json_extract(value, '$[11]')),
-    substr(?2, json_extract(value, '$[12]'), json_extract(value, '$[13]'))
-FROM json_each(?1) WHERE true
-ON CONFLICT (namespace, checkpoint_id) DO UPDATE SET
-    parent_id = excluded.parent_id, hidden = excluded.hidden, versions = excluded.versions, run_id = excluded.run_id,
-    delta_channels = excluded.delta_channels, facts = excluded.facts, kind = excluded.kind,
-    metadata_kind = excluded.metadata_kind, checkpoint = excluded.checkpoint, metadata = excluded.metadata
-"""
-# Writes to a checkpoint that was deleted, and is there only for what is rebuilt from it, go nowhere.
-_PUT_WRITES = """
-INSERT INTO writes (namespace, checkpoint_id, task_id, idx, channel, task_path, run_id, kind, base, data)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
-    json_extract(value, '$[6]'), json_extract(value, '$[7]'), json_extract(value, '$[8]'),
-    substr(?2, json_extract(value, '$[9]'), json_extract(value, '$[10]'))
-FROM json_each(?1) WHERE NOT EXISTS (
-    SELECT 1 FROM checkpoints c INDEXED BY hidden_checkpoints
-    WHERE c.namespace = json_extract(value, '$[0]') AND c.checkpoint_id = json_extract(value, '$[1]') AND c.hidden)
-ON CONFLICT (namespace, checkpoint_id, task_id, idx) DO UPDATE SET
-    channel = excluded.channel, task_path = excluded.task_path, run_id = excluded.run_id, kind = excluded.kind,
-    base = excluded.base, data = excluded.data
-WHERE excluded.idx < 0
-"""
-_PUT_RUNS = """
-INSERT OR IGNORE INTO runs (run_id, namespace)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)
-"""
 _VALUE = "SELECT kind, channel FROM blobs WHERE id = ?"
 _SET_VALUE = "UPDATE blobs SET kind = ?, number = 0, base = NULL, data = ? WHERE id = ?"
 
@@ -174,8 +124,7 @@ _SET_VALUE = "UPDATE blobs SET kind = ?, number = 0, base = NULL, data = ? WHERE
 class _Rows:
     """Rows of one table that are yet to be written, and their bytes, end to end."""
 
-    def __init__(self, statement: str) -> None:
-        self._statement = statement
+    def __init__(self) -> None:
         self._rows: list[list[Any]] = []
         self._data: list[bytes] = [b"."]  # SQLite takes no bytes for NULL
         self._end = 2  # and counts from one on
@@ -189,12 +138,17 @@ class _Rows:
             self._end += len(piece)
         self._rows.append(row)
 
-    def write(self, connection: sqlite3.Connection) -> None:
-        """Write all of them."""
-        if self._rows:
-            rows, data = packed(self._rows), b"".join(self._data)
-            self._rows, self._data, self._end = [], [b"."], 2
-            connection.execute(self._statement, (rows, data) if "?2" in self._statement else (rows,))
+    def take(self) -> tuple[str | None, bytes | None]:
+        """Return all of them, once."""
+        if not self._rows:
+            return None, None
+        rows, data = packed(self._rows), b"".join(self._data)
+        self._rows, self._data, self._end = [], [b"."], 2
+        return rows, data
+
+
+class _NeedsTransaction(Exception):
+    """A put takes more than one statement."""
 
 
 class Writer:
@@ -231,11 +185,11 @@ class Writer:
 
     def _new_rows(self) -> None:
         self._to_conversations: dict[str, list[Any]] = {}
-        self._to_namespaces = _Rows(_PUT_NAMESPACES)
-        self._to_blobs = _Rows(_PUT_BLOBS)
-        self._to_checkpoints = _Rows(_PUT_CHECKPOINTS)
-        self._to_writes = _Rows(_PUT_WRITES)
-        self._to_runs = _Rows(_PUT_RUNS)
+        self._to_namespaces = _Rows()
+        self._to_blobs = _Rows()
+        self._to_checkpoints = _Rows()
+        self._to_writes = _Rows()
+        self._to_runs = _Rows()
         self._to_notes = edits.Notes()
 
     def close(self) -> None:
@@ -273,6 +227,20 @@ class Writer:
                 call.error = self._error(exc)
 
     def _do_together(self, calls: list[Call[Any]]) -> None:
+        if self._data_version >= 0 and all(isinstance(call.work, (Put, PutWrites)) for call in calls):
+            # As a rule, one statement does it. The more there are, the longer a busy event loop makes this thread wait.
+            try:
+                results = self._put_all([call.work for call in calls])
+                self._look_for_the_file()
+            except Exception as exc:
+                self._roll_back(exc)
+                if "locked" in str(exc) or isinstance(exc, StorageError):
+                    fail(calls, self._error(exc))
+                    return
+            else:
+                for call, result in zip(calls, results, strict=True):
+                    self._end(call, result)
+                return
         try:
             self._commit(calls)
         except Exception as exc:
@@ -427,7 +395,8 @@ class Writer:
                 self._put(work) if isinstance(work, Put) else self._put_writes(work)  # and nothing is written yet
                 for work in works
             ]
-            self._write()
+            if any(result is None or result is False for result in results) or True in results:
+                self._write()
         except BaseException:
             self._new_rows()
             raise
@@ -458,14 +427,19 @@ class Writer:
                 self._spaces[place] = _Space(0, 0, is_new=True)
 
     def _find_names(self, puts: Iterable[Put]) -> None:
-        """Find the rows of those versions that are not known."""
+        """Find the rows of those versions that are not known.
+
+        Outside a transaction those that a put brings are taken for new: if one is not, its insertion fails.
+        """
+        is_sure = self.connection.in_transaction
         asked: dict[tuple[int, ChannelVersion], _Space] = {}
         for put in puts:
             space = self._spaces[put.thread_id, put.checkpoint_ns]
             if space.is_new:
                 continue
-            for version in (*put.record.versions, *(version for version, _ in put.blobs)):
-                if version not in space.names:
+            brought = [version for version, _ in put.blobs]
+            for version in (*put.record.versions, *brought):
+                if version not in space.names and (is_sure or version not in brought):
                     asked[space.id, version] = space
         if not asked:
             return
@@ -477,16 +451,23 @@ class Writer:
             space.names[version] = row
 
     def _write(self) -> None:
-        connection = self.connection
+        lot: dict[str, Any] = {**edits.LOT, **self._to_notes.take()}
+        lot["data_version"] = self._data_version
         if self._to_conversations:
             rows, self._to_conversations = [*self._to_conversations.values()], {}
-            connection.execute(_PUT_CONVERSATIONS, (packed(rows),))
-        self._to_namespaces.write(connection)
-        self._to_notes.write(connection)
-        self._to_blobs.write(connection)
-        self._to_checkpoints.write(connection)
-        self._to_writes.write(connection)
-        self._to_runs.write(connection)
+            lot["conversations"] = packed(rows)
+        lot["namespaces"], _ = self._to_namespaces.take()
+        lot["runs"], _ = self._to_runs.take()
+        lot["blobs"], lot["blob_data"] = self._to_blobs.take()
+        lot["checkpoints"], lot["checkpoint_data"] = self._to_checkpoints.take()
+        lot["writes"], lot["write_data"] = self._to_writes.take()
+        self.connection.execute(edits.PUT_LOT, lot)
+
+    def _write_first(self) -> None:
+        """Write what is yet to be written, as what comes now changes or asks for what is in the file."""
+        if not self.connection.in_transaction:
+            raise _NeedsTransaction
+        self._write()
 
     def lost(self, thread_id: str, leases: Sequence[Lease]) -> SessionLostError | None:
         """Return what is wrong with the lease by which a caller writes to a conversation."""
@@ -538,7 +519,7 @@ class Writer:
             return True
         noting = self.is_noting(work.thread_id, work.leases)
         if noting is False and not space.is_new:
-            self._write()
+            self._write_first()
             edits.bring_back(self.connection, work.thread_id, work.checkpoint_ns, space.id)
             self._find_names([work])
         brought = dict(work.blobs)
@@ -617,7 +598,7 @@ class Writer:
 
     def _set_value(self, work: Put, id: int, blob: Blob, noting: bool | None) -> None:
         """Give a version, which was stored or named before, another value."""
-        self._write()
+        self._write_first()
         kind, _ = self.connection.execute(_VALUE, (id,)).fetchone()
         if kind is not None and kind == blob[0] and chains_of(self.connection, [id])[id].value == blob[1]:
             return
@@ -633,7 +614,7 @@ class Writer:
         self._chains_size = 0
 
     def _is_in_conflict(self, space: _Space, record: CheckpointRecord) -> bool:
-        self._write()
+        self._write_first()
         latest = self.connection.execute(_LATEST, (space.id,)).fetchone()
         if latest is None or latest[0] in (record.parent_id, record.checkpoint_id):
             return False
