@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, get_args
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 import anyio
+from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
 from langchain_core.runnables import RunnableConfig
 from typing_extensions import Self
@@ -481,11 +482,12 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
     async def _return(self, lease: Lease) -> None:
         """Give back what `_give_up` returned."""
         given: Lease | None = lease
-        if lease is not self.lease:
-            # Of a holder in whose place this session was to be: what that one still writes is to be refused.
-            given = await self._store.acquire(self.thread_id, self._name(), instead_of=lease)
-        if given is not None:
-            await self._store.release(given)
+        with CancelScope(shield=True):  # a store that waits would be cancelled at once
+            if lease is not self.lease:
+                # Of a holder in whose place this session was to be: what that one still writes is to be refused.
+                given = await self._store.acquire(self.thread_id, self._name(), instead_of=lease)
+            if given is not None:
+                await self._store.release(given)
         with guard:
             if self._line is not None and self._line.left is lease:
                 self._line.left = None
@@ -541,8 +543,12 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         if not mine or lease is None:
             return False
         try:
-            held = await self._store.release(lease, delete=self._ephemeral)
+            with CancelScope(shield=True):  # it would be cancelled, and take effect all the same
+                held = await self._store.release(lease, delete=self._ephemeral)
             lease = None
+        except anyio.get_cancelled_exc_class():
+            lease = None
+            raise
         finally:
             with guard:
                 if line.holder is self or line.holder is None:

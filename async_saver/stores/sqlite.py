@@ -38,6 +38,7 @@ from async_saver.stores.sqlite_reads import (
     Place,
     delta_history,
     keys_of,
+    newest_of,
     packed,
     read,
     read_some,
@@ -55,6 +56,7 @@ _LASTS = 30.0  # seconds for which a lease is held that nobody renews
 _RENEW = 10.0
 _FORGET = 24 * 3600.0  # seconds after which a lease that was given back is forgotten
 _TOUCH = 5.0  # seconds between two times that reads are noted as use
+_MOST_IDX = 2**63
 _MOST_EVICTED = 100  # conversations that go in one transaction
 _PAGES = 1000  # of the file that are given back in one transaction
 _FIRST_PAGE, _LARGEST_PAGE = 4, 64  # checkpoints that are read at once, in a list
@@ -131,7 +133,7 @@ class SQLiteStore(Store):
             StorageError: It cannot be opened or made, or is of something else, or of a later version.
         """
         if not self._engine.is_open():
-            self._engine.file.is_known = False
+            self._engine.file.known = None
         await self._engine.write(_open)
 
     async def close(self) -> None:
@@ -209,6 +211,8 @@ class SQLiteStore(Store):
         _look_at(thread_id, checkpoint_ns, checkpoint_id)
         for write in writes:
             _look_at(write.task_id, write.channel, write.task_path, write.run_id or "")
+            if not -_MOST_IDX <= write.idx < _MOST_IDX:
+                raise InvalidValueError(f"idx is a number of 64 bits, not {shown(write.idx)}")
         await self._engine.write(PutWrites(thread_id, checkpoint_ns, checkpoint_id, writes, leases, self._now()))
 
     async def delete(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
@@ -564,7 +568,11 @@ def _lease_row(thread_id: str, connection: sqlite3.Connection) -> _Row | None:
 
 def _is_alive(row: _Row) -> bool:
     """Tell whether a lease is held, and its holder there."""
-    _, held, _, _, holder, until = row
+    fence, held, _, _, holder, until = row
+    if held and holder == this_process():
+        with guard:
+            engines = [*_engines]
+        return any(fence in engine.leases for engine in engines)
     now = time.monotonic()
     return bool(held) and now <= until <= now + 2 * _LASTS and not has_ended(holder)
 
@@ -600,13 +608,9 @@ class _Acquire:
         until = time.monotonic() + _LASTS
         connection.execute(_GIVE, (thread_id, fence, self._owner, now, this_process(), until))
         writer.held[thread_id] = fence
-        self.given = _FileLease(thread_id, fence, self._owner, now)
+        # For as long as somebody has it, it is renewed, and held.
+        self.given = self._engine.leases[fence] = _FileLease(thread_id, fence, self._owner, now)
         return self.given
-
-    def committed(self, result: object) -> None:
-        """Have the lease renewed for as long as somebody has it."""
-        if self.given is not None:
-            self._engine.leases[self.given.fence] = self.given
 
     def take_back(self, writer: Writer) -> None:
         """Give the lease back, as its caller was cancelled."""
@@ -754,6 +758,7 @@ class _Found(AsyncIterator[StoredCheckpoint]):
         self._size = _FIRST_PAGE
         self._removals = 0
         self._last: tuple[str, int] | None = None
+        self._newest: int | None = None
         ids = (listing.thread_id, listing.checkpoint_ns, listing.checkpoint_id)
         self._has_ended = not _are_fit(*(one or "" for one in ids))
 
@@ -775,7 +780,9 @@ class _Found(AsyncIterator[StoredCheckpoint]):
         return found
 
     def _read(self, connection: sqlite3.Connection) -> "list[tuple[tuple[str, int], StoredCheckpoint]]":
-        keys = keys_of(connection, self._listing, self._last, self._size)
+        if self._newest is None:
+            self._newest = newest_of(connection)
+        keys = keys_of(connection, self._listing, self._newest, self._last, self._size)
         return [*zip(keys, read_some(connection, [row for _, row in keys]), strict=True)] if keys else []
 
 
@@ -920,6 +927,8 @@ class _Engine:
             await self.write(self.note_uses)
         for worker in reversed(self._workers):
             await worker.end()
+        if not self.is_open():
+            self.file.known = None
 
     def check(self) -> Sequence[str]:
         """Return what is wrong with the file."""

@@ -1,8 +1,7 @@
 """What changes whole conversations of a `SQLiteStore`, and what sessions need to be undone. All of it is SQL.
 
 A session's changes are noted by names: what it found in each place where it wrote first, and where there was nothing,
-that. Who else writes there, or deletes it, takes the note away, so that what others did stays. Values that a session
-added are not noted: once its checkpoints are gone nothing needs them.
+that. Who else writes there, or deletes it, takes the note away, so that what others did stays.
 """
 
 import json
@@ -47,10 +46,10 @@ _WRITE = "channel, task_path, run_id, kind, base, data"
 # Puts come as one row of a view: what is written for all of a lot is one statement, and by itself one transaction. Each
 # column has all rows of a kind, or the bytes of these, end to end. What the writer knows by heart is looked at first.
 _LOT = (
-    "data_version, conversations, namespaces, noted_checkpoints, unnoted_checkpoints, noted_writes, unnoted_writes, "
-    "blobs, blob_data, checkpoints, checkpoint_data, writes, write_data, runs"
+    "data_version, conversations, namespaces, noted_checkpoints, unnoted_checkpoints, noted_blobs, noted_writes, "
+    "unnoted_writes, blobs, blob_data, checkpoints, checkpoint_data, writes, write_data, runs"
 )
-_LOT_VIEW = f"CREATE TEMP VIEW lot ({_LOT}) AS SELECT {', '.join(['NULL'] * 14)}"
+_LOT_VIEW = f"CREATE TEMP VIEW lot ({_LOT}) AS SELECT {', '.join(['NULL'] * 15)}"
 _LOT_TRIGGER = f"""
 CREATE TEMP TRIGGER put_lot INSTEAD OF INSERT ON lot BEGIN
     SELECT RAISE(ABORT, 'changed by others') FROM pragma_data_version WHERE data_version <> NEW.data_version;
@@ -73,6 +72,10 @@ CREATE TEMP TRIGGER put_lot INSTEAD OF INSERT ON lot BEGIN
     DELETE FROM former_checkpoints WHERE (thread_id, checkpoint_ns, checkpoint_id) IN (
         SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
         FROM json_each(NEW.unnoted_checkpoints));
+
+    INSERT OR IGNORE INTO former_blobs (thread_id, checkpoint_ns, id, was)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), 0
+    FROM json_each(NEW.noted_blobs);
 
     INSERT OR IGNORE INTO former_writes
     SELECT json_extract(a.value, '$[0]'), json_extract(a.value, '$[1]'), json_extract(a.value, '$[2]'),
@@ -107,8 +110,9 @@ CREATE TEMP TRIGGER put_lot INSTEAD OF INSERT ON lot BEGIN
     FROM json_each(NEW.checkpoints) WHERE true
     ON CONFLICT (namespace, checkpoint_id) DO UPDATE SET
         parent_id = excluded.parent_id, hidden = excluded.hidden, versions = excluded.versions,
-        run_id = excluded.run_id, delta_channels = excluded.delta_channels, facts = excluded.facts, kind = excluded.kind,
-        metadata_kind = excluded.metadata_kind, checkpoint = excluded.checkpoint, metadata = excluded.metadata;
+        run_id = excluded.run_id, delta_channels = excluded.delta_channels, facts = excluded.facts,
+        kind = excluded.kind, metadata_kind = excluded.metadata_kind, checkpoint = excluded.checkpoint,
+        metadata = excluded.metadata;
 
     -- Those to a checkpoint that was deleted, and is there only for what is rebuilt from it, go nowhere.
     INSERT INTO writes (namespace, checkpoint_id, task_id, idx, channel, task_path, run_id, kind, base, data)
@@ -172,6 +176,10 @@ class Notes:
         rows = [[thread_id, checkpoint_ns, checkpoint_id, namespace, *key] for key in keys]
         self._rows.setdefault(column, []).extend(rows)
 
+    def blob(self, thread_id: str, checkpoint_ns: str, row: int) -> None:
+        """Note a value that a session adds."""
+        self._rows.setdefault("noted_blobs", []).append([thread_id, checkpoint_ns, row])
+
     def take(self) -> dict[str, str]:
         """Return, once, the columns of `lot` that are for them."""
         rows, self._rows = self._rows, {}
@@ -179,7 +187,7 @@ class Notes:
 
 
 _NOTE_BLOB = f"""
-INSERT OR IGNORE INTO former_blobs SELECT :thread_id, id, :checkpoint_ns, {_BLOB} FROM blobs WHERE id = :id
+INSERT OR IGNORE INTO former_blobs SELECT :thread_id, id, :checkpoint_ns, 1, {_BLOB} FROM blobs WHERE id = :id
 """
 _UNNOTE_BLOB = "DELETE FROM former_blobs WHERE thread_id = :thread_id AND id = :id"
 
@@ -196,7 +204,7 @@ _NOTE_ALL = (
     FROM checkpoints c JOIN namespaces n ON n.id = c.namespace WHERE n.id IN ({_OWN})
     """,
     f"""
-    INSERT OR IGNORE INTO former_blobs SELECT :thread_id, b.id, n.checkpoint_ns, {_BLOB}
+    INSERT OR IGNORE INTO former_blobs SELECT :thread_id, b.id, n.checkpoint_ns, 1, {_BLOB}
     FROM blobs b JOIN namespaces n ON n.id = b.namespace WHERE n.id IN ({_OWN})
     """,
     f"""
@@ -220,6 +228,11 @@ _NOTE_COPIED = (
     FROM checkpoints c JOIN namespaces n ON n.id = c.namespace WHERE n.id IN ({_OWN})
     """,
     f"""
+    INSERT OR IGNORE INTO former_blobs (thread_id, id, checkpoint_ns, was)
+    SELECT :thread_id, b.id, n.checkpoint_ns, 0
+    FROM blobs b JOIN namespaces n ON n.id = b.namespace WHERE n.id IN ({_OWN})
+    """,
+    f"""
     INSERT OR IGNORE INTO former_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, was)
     SELECT :thread_id, n.checkpoint_ns, w.checkpoint_id, w.task_id, w.idx, 0
     FROM writes w JOIN namespaces n ON n.id = w.namespace WHERE n.id IN ({_OWN})
@@ -239,17 +252,17 @@ def forget_notes(connection: sqlite3.Connection, thread_id: str) -> None:
         connection.execute(f"DELETE FROM {table} WHERE thread_id = ?", (thread_id,))
 
 
-_HAS_FORMER = "SELECT 1 FROM former_blobs WHERE thread_id = ? LIMIT 1"
+_HAS_FORMER = "SELECT 1 FROM former_blobs WHERE thread_id = ? AND was LIMIT 1"
 _BRING_BACK = (
     f"""
     INSERT INTO blobs SELECT id, :namespace, {_BLOB} FROM former_blobs
-    WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns AND id NOT IN (SELECT id FROM blobs)
+    WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns AND was AND id NOT IN (SELECT id FROM blobs)
     """,
     """
     UPDATE blobs SET (channel, version) = (
         SELECT f.channel, f.version FROM former_blobs f WHERE f.thread_id = :thread_id AND f.id = blobs.id)
     WHERE namespace = :namespace AND channel IS NULL
-        AND id IN (SELECT id FROM former_blobs WHERE thread_id = :thread_id)
+        AND id IN (SELECT id FROM former_blobs WHERE thread_id = :thread_id AND was)
     """,
 )
 
@@ -296,10 +309,9 @@ _PLACES = """
 """
 _CHANGED_VALUES = """
 SELECT f.id FROM former_blobs f JOIN blobs b ON b.id = f.id
-WHERE f.thread_id = :thread_id AND b.kind IS NOT NULL
+WHERE f.thread_id = :thread_id AND f.was AND b.kind IS NOT NULL
     AND (f.kind IS NOT b.kind OR f.base IS NOT b.base OR f.data <> b.data)
 """
-# Of two values of one name the older one was there before: what a session added is noted, too, where it then pruned.
 _UNDO = (
     """
     DELETE FROM checkpoints WHERE namespace = :namespace AND checkpoint_id IN (
@@ -311,10 +323,13 @@ _UNDO = (
         SELECT checkpoint_id, task_id, idx FROM former_writes
         WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns)
     """,
+    """
+    UPDATE blobs SET channel = NULL, version = NULL WHERE namespace = :namespace AND id IN (
+        SELECT id FROM former_blobs WHERE thread_id = :thread_id AND NOT was)
+    """,
     f"""
     INSERT OR REPLACE INTO blobs SELECT id, :namespace, {_BLOB} FROM former_blobs
-    WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns
-    ORDER BY id DESC
+    WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns AND was
     """,
     f"""
     INSERT INTO checkpoints (namespace, checkpoint_id, {_CHECKPOINT})
@@ -339,7 +354,7 @@ def undo(connection: sqlite3.Connection, thread_id: str, namespace_of: Namespace
         place |= {"checkpoint_ns": name, "namespace": namespace_of(thread_id, name)}
         for statement in _UNDO:
             connection.execute(statement, place)
-        _tidy_namespace(connection, place["namespace"])
+        _tidy_namespace(connection, place["namespace"], orphans=True)
     _tidy_conversation(connection, thread_id)
 
 
@@ -439,6 +454,10 @@ _TIDY = (
     WHERE c.namespace = :namespace
     """,
     """
+    INSERT OR IGNORE INTO alive SELECT id, 1 FROM blobs
+    WHERE :orphans AND namespace = :namespace AND channel IS NOT NULL
+    """,
+    """
     INSERT OR IGNORE INTO alive WITH RECURSIVE needed (id) AS (
         SELECT b.base FROM alive CROSS JOIN blobs b ON b.id = alive.id WHERE b.base IS NOT NULL
         UNION
@@ -481,9 +500,12 @@ WHERE t.thread_id = :thread_id AND n.id IN (
 """
 
 
-def _tidy_namespace(connection: sqlite3.Connection, namespace: int) -> None:
-    """Free values that nothing needs, find out anew where runs are, and let a namespace go that has nothing in it."""
-    place = {"namespace": namespace}
+def _tidy_namespace(connection: sqlite3.Connection, namespace: int, orphans: bool = False) -> None:
+    """Free values that nothing needs, find out anew where runs are, and let a namespace go that has nothing in it.
+
+    With `orphans`, values that have a name are needed, as a checkpoint may come to name them.
+    """
+    place = {"namespace": namespace, "orphans": orphans}
     (has_anything,) = connection.execute(_HAS_ANYTHING, place).fetchone()
     for statement in _TIDY if has_anything else _DELETE_NAMESPACE:
         connection.execute(statement, place)

@@ -4,9 +4,9 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 
-from async_saver.errors import StorageBusyError, StorageError, shown
+from async_saver.errors import StorageBusyError, StorageError
 
 __all__ = ["File", "Identity", "error_of"]
 
@@ -15,6 +15,7 @@ Identity = tuple[int, int]
 
 _APPLICATION = 0x61737672
 _LEAST_SQLITE = (3, 31)
+_SHOWN = 300  # characters of a path, from its end
 _CHECKPOINT = 4000  # pages in the WAL from which on they are moved to the file: 16 MB
 
 # Ids are text, compared byte by byte, which is the order of Python's strings. Every table but `conversations` and
@@ -85,8 +86,8 @@ CREATE TABLE former_checkpoints (
     PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
 ) WITHOUT ROWID;
 CREATE TABLE former_blobs (
-    thread_id TEXT NOT NULL, id INTEGER NOT NULL, checkpoint_ns TEXT NOT NULL, channel TEXT, version TEXT, kind TEXT,
-    number INTEGER, base INTEGER, data BLOB,
+    thread_id TEXT NOT NULL, id INTEGER NOT NULL, checkpoint_ns TEXT NOT NULL, was INTEGER NOT NULL, channel TEXT,
+    version TEXT, kind TEXT, number INTEGER, base INTEGER, data BLOB,
     PRIMARY KEY (thread_id, id)
 ) WITHOUT ROWID;
 CREATE TABLE former_writes (
@@ -109,13 +110,13 @@ class File:
     Attributes:
         path: Where it is.
         timeout: For how many seconds to wait for what another process has locked.
-        is_known: Whether it was opened before, and so is not to be made anew.
+        known: What was opened first, and is not to be taken for something else.
     """
 
     def __init__(self, path: str | None, synchronous: str, timeout: float) -> None:
         self.path: str | None = path
         self.timeout: float = timeout
-        self.is_known: bool = False
+        self.known: Identity | None = None
         self._synchronous = {"full": 2, "normal": 1}[synchronous]
 
     def open(self, to_write: bool) -> tuple[sqlite3.Connection, Identity]:
@@ -138,7 +139,7 @@ class File:
                 raise
         except (sqlite3.Error, OSError) as exc:
             raise error_of(exc, self) from exc
-        self.is_known = True
+        self.known = identity
         return connection, identity
 
     def _connection(self, path: str) -> sqlite3.Connection:
@@ -152,12 +153,18 @@ class File:
         """Make an empty file that only its owner may read; SQLite gives what it puts beside it the same mode."""
         assert self.path is not None
         if not os.path.exists(self.path):
-            if self.is_known:
-                raise StorageError(_GONE.format(self.name()))
+            if self.known is not None:
+                raise self.gone()
             with suppress(FileExistsError):  # another process has made it
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.stat(self.path)
-        return found.st_dev, found.st_ino
+        identity = (found.st_dev, found.st_ino)
+        if self.known not in (None, identity):
+            raise self.gone()
+        if not os.access(self.path, os.W_OK):
+            # SQLite would open it, and leave files beside it that may not be written to either.
+            raise StorageError(f"{self.name()} could not be used: {_WHY['readonly']}")
+        return identity
 
     def _prepare(self, connection: sqlite3.Connection, to_write: bool) -> None:
         # Looked at before anything is changed: the file may be somebody else's.
@@ -189,10 +196,11 @@ class File:
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """Return the version of what is in the file; 0 for nothing."""
-        with closing(connection.cursor()) as cursor:
-            (application,) = cursor.execute("PRAGMA application_id").fetchone()
-            (version,) = cursor.execute("PRAGMA user_version").fetchone()
-            (tables,) = cursor.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.execute("BEGIN")  # all of one moment, as another process may be making the file
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.execute("COMMIT")
         if application != _APPLICATION and (application, version, tables) != (0, 0, 0):
             raise StorageError(f"{self.name()} is a database of something else than async_saver; choose another path")
         if version > _VERSION:
@@ -214,17 +222,16 @@ class File:
 
     def name(self) -> str:
         """Return what it is called in messages."""
-        return "the database in memory" if self.path is None else f"the file {shown(self.path)}"
+        if self.path is None:
+            return "the database in memory"
+        return f"the file {self.path if len(self.path) <= _SHOWN else '...' + self.path[-_SHOWN:]!r}"
 
     def gone(self) -> StorageError:
         """Return what to raise when it is not there any more."""
-        return StorageError(_GONE.format(self.name()))
-
-
-_GONE = (
-    "{} was removed or replaced while it was open, and what is written now would be lost; put it back, or call setup() "
-    "to begin a new one"
-)
+        return StorageError(
+            f"{self.name()} was removed or replaced while it was open, and what is written now would be lost; put it "
+            "back, or call setup() to begin a new one"
+        )
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "delta_history",
     "facts_of",
     "keys_of",
+    "newest_of",
     "packed",
     "read",
     "read_some",
@@ -248,7 +249,7 @@ _FACTS = """
             SELECT 1 FROM json_each(c.facts) f WHERE f.key = w.key AND (f.type = 'array' OR f.value = w.value))))
 """
 _IN_RANGE = """
-    NOT c.hidden AND c.checkpoint_id >= :low AND c.checkpoint_id < :high
+    NOT c.hidden AND c.id <= :newest AND c.checkpoint_id >= :low AND c.checkpoint_id < :high
     AND (c.checkpoint_id, c.id) < (:last, :row) {facts}
     ORDER BY c.checkpoint_id DESC, c.id DESC LIMIT :number
 """
@@ -276,14 +277,20 @@ _PLAIN_TYPES = (str, bool, int)
 _MOST_INT = 2**53
 
 
+def newest_of(connection: sqlite3.Connection) -> int:
+    """Return the newest row of all checkpoints."""
+    return int(connection.execute("SELECT ifnull(max(id), 0) FROM checkpoints").fetchone()[0])
+
+
 def keys_of(
-    connection: sqlite3.Connection, listing: Listing, last: tuple[str, int] | None, number: int
+    connection: sqlite3.Connection, listing: Listing, newest: int, last: tuple[str, int] | None, number: int
 ) -> list[tuple[str, int]]:
     """Return the `checkpoint_id`s and rows of the next page, newest first.
 
     Args:
         connection: Where to look.
         listing: What is listed.
+        newest: The newest row that there was when the iteration started.
         last: The last one of the page before.
         number: How many at most.
     """
@@ -307,6 +314,7 @@ def keys_of(
             "last": b"" if last is None else last[0],
             "row": 0 if last is None else last[1],
             "wanted": packed(wanted),
+            "newest": newest,
             "number": number,
         },
     ).fetchone()

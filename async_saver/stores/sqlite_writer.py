@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -198,6 +199,10 @@ class Writer:
             connection, self._connection = self._connection, None
             if connection is not None:
                 self._forget(-1)
+                if not self.file.is_there(self._identity):
+                    # What was acknowledged belongs to the file wherever that is now, and not to another in its place.
+                    with suppress(sqlite3.Error):
+                        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 connection.close()
 
     @property
@@ -230,6 +235,7 @@ class Writer:
         if self._data_version >= 0 and all(isinstance(call.work, (Put, PutWrites)) for call in calls):
             # As a rule, one statement does it. The more there are, the longer a busy event loop makes this thread wait.
             try:
+                self._look_for_the_file()
                 results = self._put_all([call.work for call in calls])
                 self._look_for_the_file()
             except Exception as exc:
@@ -237,6 +243,7 @@ class Writer:
                 if "locked" in str(exc) or isinstance(exc, StorageError):
                     fail(calls, self._error(exc))
                     return
+                self._made_room(exc)
             else:
                 for call, result in zip(calls, results, strict=True):
                     self._end(call, result)
@@ -244,10 +251,19 @@ class Writer:
         try:
             self._commit(calls)
         except Exception as exc:
-            if len(calls) == 1 or isinstance(exc, StorageBusyError):
+            if isinstance(exc, StorageBusyError) or (len(calls) == 1 and not self._made_room(exc)):
                 fail(calls, exc)
             else:
                 self._commit_one_by_one(calls)
+
+    def _made_room(self, exc: Exception) -> bool:
+        """If the disk is full, move to the file what waits in the WAL; tell whether to try once more."""
+        if "is full" not in str(exc):
+            return False
+        with suppress(Exception):
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            return True
+        return False
 
     def _commit(self, calls: Sequence[Call[Any]]) -> None:
         """Do a lot of calls in one transaction, which is on disk when this returns.
@@ -258,6 +274,7 @@ class Writer:
         try:
             self._begin()
             results = self._results(calls)
+            self._look_for_the_file()
             self.connection.execute("COMMIT")
             self._look_for_the_file()
         except BaseException as exc:
@@ -573,6 +590,8 @@ class Writer:
                 row = self.next_id
                 self.next_id += 1
                 self._add_blob(space, row, version, blob)
+                if noting:
+                    self._to_notes.blob(work.thread_id, work.checkpoint_ns, row)
                 space.names[version] = row
             elif blob is not None:
                 self._set_value(work, row, blob, noting)
