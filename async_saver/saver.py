@@ -9,9 +9,9 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
-from typing import Any, NoReturn, TypeAlias, TypeVar, cast
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeAlias, TypeVar, cast
 from urllib.parse import parse_qsl, unquote
 
 from langchain_core.runnables import RunnableConfig
@@ -53,6 +53,7 @@ from async_saver.stores.memory import MemoryStore
 
 __all__ = ["AsyncSaver"]
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
@@ -431,7 +432,7 @@ class AsyncSaver(
         shared = self._shared
         leases = shared.sessions.leases() if in_session() else ()
         put = shared.store.put
-        conflict = await shared.locks.call(thread_id, put, checkpoint_ns, record, blobs, leases, on_conflict)
+        conflict = await shared.call(thread_id, put, checkpoint_ns, record, blobs, leases, on_conflict)
         if is_due():
             await keep_pace()
         return conflict
@@ -480,7 +481,7 @@ class AsyncSaver(
     ) -> None:
         shared = self._shared
         leases = shared.sessions.leases() if in_session() else ()
-        await shared.locks.call(thread_id, shared.store.put_writes, checkpoint_ns, checkpoint_id, records, leases)
+        await shared.call(thread_id, shared.store.put_writes, checkpoint_ns, checkpoint_id, records, leases)
         if is_due():
             await keep_pace()
 
@@ -491,7 +492,7 @@ class AsyncSaver(
             InvalidTypeError: The `thread_id` is None.
         """
         thread_id = _one(thread_id, "thread_id")
-        async with self._shared.locks.holding(thread_id):
+        async with self._shared.holding(thread_id):
             await self._shared.store.delete([thread_id], self._shared.sessions.leases())
         await keep_pace()
 
@@ -509,7 +510,7 @@ class AsyncSaver(
         """
         runs = _several(run_ids, "run_ids")
         thread_ids = await self._shared.store.run_threads(runs)
-        async with self._shared.locks.holding(*thread_ids):
+        async with self._shared.holding(*thread_ids):
             await self._shared.store.delete_for_runs(runs, self._shared.sessions.leases())
         await keep_pace()
 
@@ -523,7 +524,7 @@ class AsyncSaver(
             InvalidTypeError: One of them is None.
         """
         source, target = _one(source_thread_id, "source_thread_id"), _one(target_thread_id, "target_thread_id")
-        async with self._shared.locks.holding(source, target):
+        async with self._shared.holding(source, target):
             await self._shared.store.copy(source, target, self._shared.sessions.leases())
         await keep_pace()
 
@@ -545,7 +546,7 @@ class AsyncSaver(
                 f'unknown prune strategy {shown(strategy)}; pass "keep_latest", "delete" or "delete_all"'
             )
         leases = self._shared.sessions.leases()
-        async with self._shared.locks.holding(*threads):
+        async with self._shared.holding(*threads):
             if strategy == "keep_latest":
                 await self._shared.store.keep_latest(threads, leases)
             else:
@@ -780,6 +781,10 @@ class _Shared:
         self._entered = 0
         self._files: Files | None = None
 
+        # Those who write to a conversation take turns, unless the store itself takes their calls in order.
+        self.call = self.locks.call if not store.in_order else _call
+        self.holding = self.locks.holding if not store.in_order else _holding_nothing
+
     def load_files(self, factory: Callable[..., Any], store: MemoryStore, serde: SerializerProtocol) -> None:
         """Make and load a factory's mappings, to be filled when `stack` is closed."""
         self._files = Files(factory, store, serde)
@@ -854,6 +859,16 @@ class _Shared:
             if self._files is not None:
                 self._files.on_stack = False
             return self.stack.pop_all()
+
+
+async def _call(
+    thread_id: str, func: Callable[Concatenate[str, _P], Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs
+) -> _T:
+    return await func(thread_id, *args, **kwargs)
+
+
+def _holding_nothing(*thread_ids: str) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
 
 
 class _Tuples(AsyncIterator[CheckpointTuple]):

@@ -39,7 +39,7 @@ class Store(ABC):
 
     What a store may rely on: ids are strings (any strings: empty, with wildcards, in any script), records are never
     changed after they were handed over, and the saver lets no two writing calls for one conversation run at once
-    from one event loop.
+    from one event loop, unless the store says that it is `in_order`.
 
     What every store promises:
 
@@ -55,6 +55,10 @@ class Store(ABC):
 
     `async_saver.testing.check_store` runs these promises as a suite.
     """
+
+    in_order: bool = False
+    """Whether calls of one event loop take effect in the order in which they are made, also on one conversation. Then
+    the saver need not keep them apart, and the store may do in one step what comes together."""
 
     async def setup(self) -> None:  # noqa: B027  (a store may have nothing to do)
         """Make ready for use what the store needs outside the process; may be called again at any time."""

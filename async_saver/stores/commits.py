@@ -14,6 +14,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
+from async_saver.guard import guard
 from async_saver.locks import current_loop
 
 __all__ = ["Call", "Worker", "fail"]
@@ -142,15 +143,13 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._queue: SimpleQueue[Call[Any]] = SimpleQueue()
-        self._waiting: deque[_Waiter] = deque()
+        self._waiting: deque[Call[Any]] = deque()  # those for which there was no room
 
     async def call(self, work: Any) -> Any:
         """Have something done; wait for what it comes to.
 
         A caller that is cancelled withdraws the call if it has not begun.
         """
-        while self._queue.qsize() >= _MOST:
-            await self._room()
         waiter = _Waiter()
         call: Call[Any] = Call(work, waiter)
         self._add(call)
@@ -179,16 +178,12 @@ class Worker:
             raise
         return call.result()
 
-    async def _room(self) -> None:
-        """Wait until there may be room in the queue."""
-        waiter = _Waiter()
-        self._waiting.append(waiter)
-        if self._queue.qsize() < _MOST:  # nobody may come to wake it
-            waiter.wake()
-        await waiter.woken
-
     def _add(self, call: Call[Any]) -> None:
-        self._queue.put(call)
+        with guard:
+            if self._waiting or self._queue.qsize() >= _MOST:
+                self._waiting.append(call)
+                return
+            self._queue.put(call)
         if self._thread is None:  # looked at after the call is in the queue; the thread does these in reverse
             self._start()
 
@@ -220,7 +215,7 @@ class Worker:
         """Have the thread end, from anywhere, without waiting for it; return it if there is one."""
         thread = self._thread
         if thread is not None:
-            self._queue.put(Call(_End))
+            self._add(Call(_End))
         return thread
 
     # In the worker thread.
@@ -250,12 +245,15 @@ class Worker:
             calls.append(self._queue.get(wait, self._pause() if wait else None))
             while len(calls) < _MOST:
                 calls.append(self._queue.get(False))
-        room: list[_Waiter] = []
-        with suppress(IndexError):
-            while True:
-                room.append(self._waiting.popleft())
-        _wake(room)
+        if self._waiting:
+            self._let_in()
         return calls
+
+    def _let_in(self) -> None:
+        with guard:
+            number = min(len(self._waiting), max(_MOST - self._queue.qsize(), 0))
+            for call in [self._waiting.popleft() for _ in range(number)]:
+                self._queue.put(call)
 
     def _has_ended(self) -> bool:
         """Be no longer there, unless there is more to do: who calls looks for the thread after the queue."""

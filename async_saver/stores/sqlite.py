@@ -102,6 +102,8 @@ class SQLiteStore(Store):
         ```
     """
 
+    in_order = True  # one queue, and one thread that takes from it
+
     def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
