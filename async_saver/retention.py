@@ -21,6 +21,8 @@ _Ttl: TypeAlias = float | timedelta | None
 class Retention:
     """How much a saver keeps, and for how long; what goes beyond goes as a part of the calls that write.
 
+    In a file it goes in `asweep` only, so call that from time to time, a minute or an hour.
+
     Whole conversations go by `ttl`, `max_threads` and `max_bytes`, the least recently used one first. Never one with an
     open session, nor the one that is written to, nor one that is being copied or pruned: if no other is left, the
     write goes through all the same. A run that is under way without a session may lose its conversation; what it
@@ -39,7 +41,8 @@ class Retention:
         on_evict: Called with the `thread_id` and the reason after a conversation has gone, once at most, by the call of
             the saver that let it go or by a later one, never while anything is locked. If it returns an awaitable,
             that is awaited: from sync code on an event loop of its own, in a worker thread. What it raises is logged.
-        clock: Returns seconds from any moment on. They must not jump, so the time of day will not do.
+        clock: Returns seconds from any moment on. They must not jump, so the time of day will not do. (In a file it is
+            taken in place of the default all the same, as what is noted there outlives the process.)
 
     Raises:
         InvalidValueError: A limit is not greater than 0.

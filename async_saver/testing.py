@@ -662,17 +662,18 @@ async def _check_cancelled(store: Store) -> None:
             await check(cancelled, f"{turns} turns")
             if not cancelled:
                 break
-        for part in range(1, 16):
+        for part in range(1, 8):
             await _start_anew(store)
-            with anyio.move_on_after(took * part / 16) as scope:
+            with anyio.move_on_after(took * part / 8) as scope:
                 await call()
-            await check(scope.cancelled_caught, f"{part}/16 of the time that it takes")
+            await check(scope.cancelled_caught, f"{part}/8 of the time that it takes")
 
 
 async def _start_anew(store: Store) -> None:
     await store.delete(["t", "u", "v"])
-    await _fill(store)
-    await _fill(store, "u")
+    async with create_task_group() as tasks:
+        tasks.start_soon(_fill, store)
+        tasks.start_soon(_fill, store, "u")
 
 
 async def _was_cancelled(call: Callable[[], Awaitable[object]], turns: int) -> bool:

@@ -13,12 +13,22 @@ _ROOT = Path(async_saver.__file__).parent
 
 # A module may import those of lower floors.
 _FLOORS = [
-    {"errors", "records", "pace", "runners", "serde"},
-    {"guard", "retention", "stores.history"},
-    {"locks", "stores.base", "stores.bucket"},
-    {"bridge", "codec", "conflicts", "stores.leases", "stores.limits", "testing"},
-    {"session", "stores.memory"},
-    {"compat"},
+    {"errors", "records", "pace", "runners", "serde", "stores.processes"},
+    {"guard", "retention", "stores.history", "stores.sqlite_file"},
+    {"locks", "stores.base", "stores.bucket", "stores.chains"},
+    {
+        "bridge",
+        "codec",
+        "conflicts",
+        "stores.commits",
+        "stores.leases",
+        "stores.limits",
+        "stores.sqlite_reads",
+        "testing",
+    },
+    {"session", "stores.memory", "stores.sqlite_edits"},
+    {"compat", "stores.sqlite_writer"},
+    {"stores.sqlite"},
     {"saver"},
     {"otel"},
     {"__init__"},

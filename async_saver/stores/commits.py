@@ -246,14 +246,14 @@ class Worker:
             while len(calls) < _MOST:
                 calls.append(self._queue.get(False))
         if self._waiting:
-            self._let_in()
+            with guard:
+                self._let_in()
         return calls
 
     def _let_in(self) -> None:
-        with guard:
-            number = min(len(self._waiting), max(_MOST - self._queue.qsize(), 0))
-            for call in [self._waiting.popleft() for _ in range(number)]:
-                self._queue.put(call)
+        """Let those into the queue for whom there is room now. The caller is in the guard."""
+        while self._waiting and self._queue.qsize() < _MOST:
+            self._queue.put(self._waiting.popleft())
 
     def _has_ended(self) -> bool:
         """Be no longer there, unless there is more to do: who calls looks for the thread after the queue."""

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast, get_args
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from async_saver.errors import InvalidTypeError, InvalidValueError, shown
@@ -126,7 +126,13 @@ class SQLiteStore(Store):
         self.untold: Collection[object] = ()
         self._since = 0.0  # when it was told to keep to limits
         self._engine = _Engine(File(where, synchronous, float(timeout)))
-        finalize(self, self._engine.abandon)
+        finalize(self, self._engine.abandon).atexit = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise InvalidTypeError(
+            f"what a SQLiteStore keeps is in {self._engine.file.name()}, and is not copied with it; copy the file, or "
+            "conversations with acopy_thread(), or share the saver"
+        )
 
     async def setup(self) -> None:
         """Open the file, and make it if it is not there, or bring it to this version.
