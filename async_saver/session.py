@@ -540,8 +540,9 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
                 line.pass_on(lease)
                 if line.holder is not None:
                     return True
+        held = False
         if not mine or lease is None:
-            return False
+            return held
         try:
             with CancelScope(shield=True):  # it would be cancelled, and take effect all the same
                 held = await self._store.release(lease, delete=self._ephemeral)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast, get_args
 from weakref import WeakSet, WeakValueDictionary, finalize
 
+import async_saver.stores.sqlite_edits as edits
 from async_saver.errors import InvalidTypeError, InvalidValueError, shown
 from async_saver.guard import guard
 from async_saver.pace import keep_pace
@@ -28,7 +29,6 @@ from async_saver.records import (
     WriteRecord,
 )
 from async_saver.retention import EvictionReason, Retention
-from async_saver.stores import sqlite_edits as edits
 from async_saver.stores.base import OnConflict, Store, exists_error
 from async_saver.stores.commits import Call, Worker
 from async_saver.stores.processes import has_ended, this_process
@@ -701,7 +701,7 @@ class _Evict:
     def __init__(self, engine: "_Engine", tells: bool, reason: EvictionReason, limit: "dict[str, Any]") -> None:
         self._engine = engine
         self._tells = tells
-        self._reason = reason
+        self._reason: EvictionReason = reason
         self._limit = limit
 
     def __call__(self, writer: Writer) -> "list[str]":

@@ -166,8 +166,9 @@ class _Cells(dict[int, _Row]):
         for version in versions:
             row = self.get(version)
             if row is not None and row[1] is not None:
-                has_value = row[3] is not None and row[3] != EMPTY[0]
-                yield (row[1], version_of(row[2])), self.value(row[3], row[4], row[5]) if has_value else None
+                kind: str | None = row[3]
+                has_value = kind is not None and kind != EMPTY[0]
+                yield (row[1], version_of(row[2])), self.value(kind or "", row[4], row[5]) if has_value else None
 
 
 def read(connection: sqlite3.Connection, places: Sequence[Place]) -> list[StoredCheckpoint | None]:

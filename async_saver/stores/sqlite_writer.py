@@ -14,6 +14,7 @@ from contextlib import suppress
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import async_saver.stores.sqlite_edits as edits
 from async_saver.errors import SessionLostError, StorageBusyError, StorageError
 from async_saver.records import (
     Blob,
@@ -23,7 +24,6 @@ from async_saver.records import (
     StoredCheckpoint,
     WriteRecord,
 )
-from async_saver.stores import sqlite_edits as edits
 from async_saver.stores.base import OnConflict, lost_error, torn_error
 from async_saver.stores.chains import BESIDE, LEAST, Chain, grown
 from async_saver.stores.commits import Call, fail
