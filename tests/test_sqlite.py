@@ -41,17 +41,10 @@ def record(checkpoint_id: str, *versions: tuple[str, Any], parent: str | None = 
 # Filters.
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
-_keys = st.one_of(
-    _text, st.sampled_from(["'", '"', "a.b", "[0]", "$", "$.a", "a'); DROP TABLE leases; --", "\0", "%", "é"])
-)
-_values = st.one_of(
-    _text,
-    st.integers(-(2**63), 2**63 - 1),
-    st.booleans(),
-    st.none(),
-    st.floats(allow_nan=False),
-    st.lists(st.integers(), max_size=2),
-)
+_odd = ["'", '"', "a.b", "[0]", "$", "$.a", "a'); DROP TABLE leases; --", "\0", "%", "é"]
+_keys = st.one_of(_text, st.sampled_from(_odd))
+_numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.booleans(), st.floats(allow_nan=False))
+_values = st.one_of(_keys, _numbers, st.none(), st.lists(st.integers(), max_size=2))
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -116,7 +109,7 @@ def test_what_has_changed_wholly_is_whole() -> None:
 
 
 async def test_a_growing_conversation_takes_little_of_a_file(store: SQLiteStore, tmp_path: Path) -> None:
-    """Its file grows by what is new, not by the whole state of each step; a write that holds the state takes nothing."""
+    """Its file grows by what is new, not by the whole state of each step; a write of the state takes nothing."""
     state, steps = os.urandom(50_000), 100
     for number in range(steps):
         state += os.urandom(200)
@@ -304,6 +297,7 @@ async def test_a_lease_that_nobody_has_is_held_no_longer(store: SQLiteStore) -> 
     assert await store.acquire("t", "third") is not None
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio starts tasks in any order
 async def test_calls_of_one_conversation_are_one_transaction(store: SQLiteStore) -> None:
     """They are taken in order by the store, so nothing keeps them apart."""
     saver = AsyncSaver(store=store)
