@@ -33,6 +33,7 @@ from async_saver.stores.sqlite_reads import Get, chains_of, facts_of, packed, re
 __all__ = ["Apart", "Put", "PutWrites", "Work", "Writer", "lease_of"]
 
 _SPACES = 10_000  # namespaces of which the writer knows by heart what it needs to write to them
+_MOMENT = 0.02  # seconds in which the conversation that was written to last is not noted again as that
 _CHAINS = 64 * 1024 * 1024  # bytes of values that it has at hand, to say how the next ones differ
 
 
@@ -182,6 +183,7 @@ class Writer:
         self.next_id: int = 0
         self.held: dict[str, int] = {}
         self._last_written = 0
+        self._latest = ("", 0.0)  # which conversation was written to last, and when that was noted
         self._new_rows()
 
     def _new_rows(self) -> None:
@@ -521,9 +523,11 @@ class Writer:
                 conversation = self._conversations[work.thread_id] = self.new_row("conversations")
             space.conversation, space.id = conversation, self.new_row("namespaces")
             self._to_namespaces.add(space.id, space.conversation, work.checkpoint_ns)
-        row = [space.conversation, work.thread_id, self.written(), work.used]
-        self._to_conversations.pop(work.thread_id, None)
-        self._to_conversations[work.thread_id] = row
+        if self._latest[0] != work.thread_id or not 0 <= work.used - self._latest[1] < _MOMENT:
+            self._latest = (work.thread_id, work.used)
+            self._to_conversations.pop(work.thread_id, None)
+            row = [space.conversation, work.thread_id, self.written(), work.used]
+            self._to_conversations[work.thread_id] = row
         return space
 
     def _put(self, work: Put) -> bool | Exception:
@@ -710,6 +714,7 @@ class Writer:
         for thread_id in gone:
             self._conversations.pop(thread_id, None)
         self._forget_chains()
+        self._latest = ("", 0.0)
         self._removes = True
 
     def namespace(self, thread_id: str, checkpoint_ns: str, used: float) -> int:
