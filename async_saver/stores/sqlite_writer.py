@@ -183,7 +183,8 @@ class Writer:
         self.next_id: int = 0
         self.held: dict[str, int] = {}
         self._last_written = 0
-        self._latest = ("", 0.0)  # which conversation was written to last, and when that was noted
+        # Which conversation was written to last, and when that was noted.
+        self._latest: tuple[str | None, float] = (None, 0.0)
         self._new_rows()
 
     def _new_rows(self) -> None:
@@ -714,7 +715,7 @@ class Writer:
         for thread_id in gone:
             self._conversations.pop(thread_id, None)
         self._forget_chains()
-        self._latest = ("", 0.0)
+        self._latest = (None, 0.0)
         self._removes = True
 
     def namespace(self, thread_id: str, checkpoint_ns: str, used: float) -> int:
