@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from async_saver.errors import InvalidTypeError, InvalidValueError, shown
 
-__all__ = ["EvictionReason", "Retention"]
+__all__ = ["EvictionReason", "Retention", "seconds_of"]
 
 EvictionReason: TypeAlias = Literal["ttl", "max_threads", "max_bytes"]
 """The limit for which a conversation went."""
@@ -97,3 +97,17 @@ def _seconds(ttl: object, name: str) -> float | None:
         return float(ttl)
     except OverflowError:
         return math.inf
+
+
+def seconds_of(now: object) -> float:
+    """Return what a clock has returned as a number of seconds.
+
+    Raises:
+        InvalidTypeError: It is no number.
+        InvalidValueError: It is not finite.
+    """
+    if isinstance(now, bool) or not isinstance(now, (int, float)):
+        raise InvalidTypeError(f"a Retention's clock returns seconds, not a value of type {type(now).__name__}")
+    if isinstance(now, float) and not math.isfinite(now):
+        raise InvalidValueError(f"a Retention's clock returns seconds, not {now}")
+    return float(now)

@@ -4,11 +4,10 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from heapq import heappop, heappush
-from math import ceil, floor, frexp, inf, isfinite, nextafter
+from math import ceil, floor, frexp, inf, nextafter
 from weakref import ReferenceType, WeakSet, WeakValueDictionary, ref
 
-from async_saver.errors import InvalidTypeError, InvalidValueError
-from async_saver.retention import EvictionReason, Retention
+from async_saver.retention import EvictionReason, Retention, seconds_of
 from async_saver.stores.bucket import Bucket
 
 __all__ = ["Limits", "Work", "standing", "take_stand"]
@@ -129,13 +128,7 @@ class Limits:
             InvalidValueError: It returned one that is not finite.
         """
         now = self._clock()
-        if type(now) is float and now - now == 0:
-            return now
-        if isinstance(now, bool) or not isinstance(now, (int, float)):
-            raise InvalidTypeError(f"a Retention's clock returns seconds, not a value of type {type(now).__name__}")
-        if isinstance(now, float) and not isfinite(now):
-            raise InvalidValueError(f"a Retention's clock returns seconds, not {now}")
-        return float(now)
+        return now if type(now) is float and now - now == 0 else seconds_of(now)
 
     def lifetime_of(self, thread_id: str) -> float:
         """Return after how many seconds without use a conversation goes; asked for it if it is a new one."""

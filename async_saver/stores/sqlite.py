@@ -25,10 +25,11 @@ from async_saver.records import (
     Lease,
     Listing,
     StoredCheckpoint,
+    StoredHistory,
     StoreStats,
     WriteRecord,
 )
-from async_saver.retention import EvictionReason, Retention
+from async_saver.retention import EvictionReason, Retention, seconds_of
 from async_saver.stores.base import OnConflict, Store, exists_error
 from async_saver.stores.commits import Call, Worker
 from async_saver.stores.processes import has_ended, this_process
@@ -102,7 +103,7 @@ class SQLiteStore(Store):
         ```
     """
 
-    in_order = True  # one queue, and one thread that takes from it
+    in_order: bool = True  # one queue, and one thread that takes from it
 
     def __init__(
         self,
@@ -159,19 +160,22 @@ class SQLiteStore(Store):
 
     def list(self, listing: Listing) -> AsyncIterator[StoredCheckpoint]:
         """See `Store.list`."""
+        if listing.thread_id is not None:
+            self._touch(listing.thread_id)
         return _Found(self._engine, listing)
 
     async def delta_history(
         self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]
     ) -> Histories:
         """See `Store.delta_history`."""
-        fit = _are_fit(thread_id, checkpoint_ns, checkpoint_id or "")
-        place = Place(thread_id, checkpoint_ns, checkpoint_id) if fit else Place("", "", "")
-        known = [channel for channel in channels if _are_fit(channel)]
-        if len(known) < len(channels) or not fit:
-            raise InvalidValueError(_UNFIT)
-        self._touch(thread_id)
-        return await self._engine.look(partial(_in_one_moment, partial(delta_history, place=place, channels=known)))
+        known = _fit_only(channels) if _are_fit(thread_id, checkpoint_ns, checkpoint_id or "") else []
+        histories: dict[str, StoredHistory] = {channel: StoredHistory(None, ()) for channel in channels}
+        if known:
+            self._touch(thread_id)
+            place = Place(thread_id, checkpoint_ns, checkpoint_id)
+            look = partial(delta_history, place=place, channels=known)
+            histories.update(await self._engine.look(partial(_in_one_moment, look)))
+        return histories
 
     async def run_threads(self, run_ids: Sequence[str]) -> Sequence[str]:
         """See `Store.run_threads`."""
@@ -287,7 +291,8 @@ class SQLiteStore(Store):
     def _now(self) -> float:
         """Return the time by which use is noted: that of the day, as it has to outlive the process."""
         retention = self.retention
-        return time.time() if retention is None or retention.clock is time.monotonic else float(retention.clock())
+        clock = time.time if retention is None or retention.clock is time.monotonic else retention.clock
+        return seconds_of(clock())
 
     def _touch(self, thread_id: str) -> None:
         """Note that a conversation is read."""
@@ -397,9 +402,6 @@ class SQLiteStore(Store):
         await self._engine.between(_compact)
 
 
-_UNFIT = "an id or a name has a NUL or a lone surrogate in it, which this store cannot keep; leave such characters out"
-
-
 def _are_fit(*ids: str) -> bool:
     """Tell whether ids can be stored."""
     text = "".join(ids)
@@ -415,7 +417,11 @@ def _are_fit(*ids: str) -> bool:
 
 def _look_at(*ids: str) -> None:
     if not _are_fit(*ids):
-        raise InvalidValueError(_UNFIT)
+        unfit = next(one for one in ids if not _are_fit(one))
+        raise InvalidValueError(
+            f"{shown(unfit)} has a NUL or a lone surrogate in it, which a SQLiteStore cannot keep in an id or a name; "
+            "leave such characters out"
+        )
 
 
 def _fit_only(ids: Sequence[str]) -> "list[str]":
@@ -442,7 +448,7 @@ SELECT json_group_array(thread_id) FROM (SELECT thread_id FROM conversations WHE
 _TOO_LONG = """
 SELECT json_group_array(thread_id) FROM conversations WHERE id IN (
     SELECT n.conversation FROM namespaces n WHERE n.id IN (
-        SELECT namespace FROM checkpoints WHERE NOT hidden GROUP BY namespace HAVING count(*) > ?))
+        SELECT namespace FROM checkpoints GROUP BY namespace HAVING count(*) > ?))
 """
 
 
