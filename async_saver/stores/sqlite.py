@@ -286,6 +286,7 @@ class SQLiteStore(Store):
         if self.retention is None:
             self.retention = retention
             self._since = self._now()
+            self._engine.lifetime = None if callable(retention.ttl) else retention.lifetime("")
             self.untold = self._engine.untold
 
     def _now(self) -> float:
@@ -324,9 +325,9 @@ class SQLiteStore(Store):
                 said = [(thread_id, retention.lifetime(thread_id)) for thread_id in unasked]
                 lifetimes = [(thread_id, -1.0 if life is None else life) for thread_id, life in said]
                 await self._engine.write(partial(_set_lifetimes, lifetimes=lifetimes))
-        lifetime = None if callable(retention.ttl) else retention.lifetime("")
+        limit = {"now": self._now(), "lifetime": self._engine.lifetime}
         while True:
-            evict = _Evict(self._engine, self._tells(retention), "ttl", {"now": self._now(), "lifetime": lifetime})
+            evict = _Evict(self._engine, self._tells(retention), "ttl", limit)
             gone = await self._engine.write(evict)
             evicted += len(gone)
             if len(gone) < _MOST_EVICTED:
@@ -676,10 +677,15 @@ UPDATE conversations SET lifetime = (
     SELECT json_extract(a.value, '$[1]') FROM json_each(:said) a WHERE json_extract(a.value, '$[0]') = thread_id)
 WHERE thread_id IN (SELECT json_extract(value, '$[0]') FROM json_each(:said))
 """
+# What had gone unused for too long when it was read is still to go.
 _USE = """
-UPDATE conversations SET used = max(used, (
-    SELECT json_extract(a.value, '$[1]') FROM json_each(:uses) a WHERE json_extract(a.value, '$[0]') = thread_id))
-WHERE thread_id IN (SELECT json_extract(value, '$[0]') FROM json_each(:uses))
+UPDATE conversations SET used = (
+    SELECT max(used, json_extract(a.value, '$[1]')) FROM json_each(:uses) a
+    WHERE json_extract(a.value, '$[0]') = thread_id)
+WHERE id IN (
+    SELECT t.id FROM json_each(:uses) a CROSS JOIN conversations t ON t.thread_id = json_extract(a.value, '$[0]')
+    WHERE ifnull(ifnull(:lifetime, t.lifetime), -1) < 0
+        OR json_extract(a.value, '$[1]') - t.used <= ifnull(:lifetime, t.lifetime))
 """
 _NOT_HELD = "thread_id NOT IN (SELECT thread_id FROM leases INDEXED BY held_leases WHERE held)"
 _UNUSED = f"""
@@ -884,6 +890,7 @@ class _Engine:
         file: The file.
         leases: Those that somebody has, by fence.
         touched: When conversations were read that are not noted yet.
+        lifetime: After how many seconds without use all go, if that is the same for all.
         evictions, untold, pruned, overruns: What went by limits.
     """
 
@@ -891,6 +898,7 @@ class _Engine:
         self.file: File = file
         self.leases: WeakValueDictionary[int, _FileLease] = WeakValueDictionary()
         self.touched: dict[str, float] = {}
+        self.lifetime: float | None = None
         self.evictions: dict[EvictionReason, int] = {"ttl": 0, "max_threads": 0, "max_bytes": 0}
         self.untold: deque[tuple[str, EvictionReason]] = deque()
         self.pruned: int = 0
@@ -984,7 +992,7 @@ class _Engine:
         with suppress(KeyError):
             while True:
                 uses.append(self.touched.popitem())
-        writer.connection.execute(_USE, {"uses": packed(uses)})
+        writer.connection.execute(_USE, {"uses": packed(uses), "lifetime": self.lifetime})
         self._noted = time.monotonic()
 
     # The ends of stores and processes.
