@@ -273,7 +273,7 @@ class SQLiteStore(Store):
         if not _are_fit(thread_id):
             return None
         row = await self._engine.look(partial(_lease_row, thread_id))
-        if row is None or not _is_alive(row):
+        if row is None or not _is_alive(row, self._engine.file):
             return None
         return _FileLease(thread_id, row[0], row[2], row[3])
 
@@ -581,13 +581,14 @@ def _lease_row(thread_id: str, connection: sqlite3.Connection) -> _Row | None:
     return row
 
 
-def _is_alive(row: _Row) -> bool:
-    """Tell whether a lease is held, and its holder there."""
+def _is_alive(row: _Row, file: File) -> bool:
+    """Tell whether a lease in a file is held, and its holder there."""
     fence, held, _, _, holder, until = row
     if held and holder == this_process():
         with guard:
             engines = [*_engines]
-        return any(fence in engine.leases for engine in engines)
+        here = [one for one in engines if one.file is file or (file.path is not None and one.file.path == file.path)]
+        return any(fence in engine.leases for engine in here)
     now = time.monotonic()
     return bool(held) and now <= until <= now + 2 * _LASTS and not has_ended(holder)
 
@@ -613,7 +614,7 @@ class _Acquire:
         row = _lease_row(thread_id, connection)
         is_former = row is not None and bool(row[1]) and former is not None and former.fence == row[0]
         self.given = None
-        if row is not None and _is_alive(row) and not is_former:
+        if row is not None and _is_alive(row, writer.file) and not is_former:
             return None
         if is_former and self._undo:
             edits.undo(connection, thread_id, partial(writer.namespace, used=time.time()))
@@ -662,7 +663,7 @@ def _release(writer: Writer, lease: Lease, delete: bool) -> bool:
 def _forget_leases(writer: Writer) -> None:
     """End the leases of processes that have ended, and forget those that were given back long ago."""
     for thread_id, *row in writer.connection.execute(_HELD).fetchall():
-        if not _is_alive(cast(_Row, tuple(row))):
+        if not _is_alive(cast(_Row, tuple(row)), writer.file):
             writer.connection.execute(_END_LEASE, (row[0], thread_id))
             edits.forget_notes(writer.connection, thread_id)
             writer.held.pop(thread_id, None)
