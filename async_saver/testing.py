@@ -1061,11 +1061,19 @@ async def _check_lease_cancelled(store: Store) -> None:
         now = taken[0]
         _same(await _held(store), ("t", now.fence, now.owner), "who holds it then")
         if await _was_cancelled(_releasing(store, now), turns):
-            await _state_at_rest(store)
+            await _until_free(store)
         elif not cancelled:
             break
         _same(await _held(store), None, f"who holds it after a release cancelled after {turns} turns")
         _same(await _all(store.thread_ids()), ["u"], "what is left after a release with delete")
+
+
+async def _until_free(store: Store) -> None:
+    """Wait for the end of a release that was cancelled, which may still be at work."""
+    for _ in range(500):
+        if await _held(store) is None:
+            return
+        await anyio.sleep(0.01)
 
 
 def _undoing(store: Store, lease: Lease, taken: list[Lease]) -> Callable[[], Awaitable[object]]:

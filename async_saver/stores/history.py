@@ -660,21 +660,32 @@ def _packed(parts: Sequence[_Part]) -> bytes:
 
 def _unpacked(packed: bytes) -> list[_Part]:
     parts: list[_Part] = []
-    at = 0
-    while at < len(packed):
-        numbers: list[int] = []
-        new = b""
-        for place in range(3):
-            number = shift = 0
-            while packed[at] > 0x7F:
-                number |= (packed[at] & 0x7F) << shift
-                shift += 7
-                at += 1
-            number |= packed[at] << shift
-            at += 1
-            numbers.append(number)
-            if place == 0:
-                new = packed[at : at + number]
-                at += number
-        parts.append((new, numbers[1], numbers[2]))
+    at, end = 0, len(packed)
+    while at < end:
+        much = packed[at]
+        at += 1
+        if much > 0x7F:
+            much, at = _number(packed, much, at)
+        new = packed[at : at + much]
+        at += much
+        begin = packed[at]
+        at += 1
+        if begin > 0x7F:
+            begin, at = _number(packed, begin, at)
+        length = packed[at]
+        at += 1
+        if length > 0x7F:
+            length, at = _number(packed, length, at)
+        parts.append((new, begin, length))
     return parts
+
+
+def _number(packed: bytes, number: int, at: int) -> tuple[int, int]:
+    """Return a number that goes on at a place, and where it ends."""
+    number &= 0x7F
+    shift = 7
+    while packed[at] > 0x7F:
+        number |= (packed[at] & 0x7F) << shift
+        shift += 7
+        at += 1
+    return number | packed[at] << shift, at + 1

@@ -272,7 +272,8 @@ class SQLiteStore(Store):
         """See `Store.lease`."""
         if not _are_fit(thread_id):
             return None
-        row = await self._engine.look(partial(_lease_row, thread_id))
+        # By the thread that gives leases, and so after all that was called for before.
+        row = await self._engine.between(lambda writer: _lease_row(thread_id, writer.connection))
         if row is None or not _is_alive(row, self._engine.file):
             return None
         return _FileLease(thread_id, row[0], row[2], row[3])
@@ -838,6 +839,10 @@ class _Reader:
         self._file = file
         self._opened: tuple[sqlite3.Connection, Identity] | None = None
 
+    def is_open(self) -> bool:
+        """Tell whether there is a connection."""
+        return self._opened is not None
+
     def close(self) -> None:
         """Let go of the connection; the next call opens another one."""
         with self.using:
@@ -1000,7 +1005,8 @@ class _Engine:
 
     def abandon(self) -> None:
         """Have the threads end, as the store was dropped."""
-        if self.leave():
+        is_open = any(side.is_open() for side in self._sides)
+        if self.leave() and is_open:
             warnings.warn(
                 f"a SQLiteStore on {self.file.name()} was not closed; use `async with` or `with` on its saver, or "
                 "await close()",

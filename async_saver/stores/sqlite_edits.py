@@ -15,6 +15,7 @@ from async_saver.stores.sqlite_reads import chains_of, packed
 __all__ = [
     "LOT",
     "PUT_LOT",
+    "PUT_MORE",
     "TEMPORARY",
     "Notes",
     "bring_back",
@@ -45,24 +46,26 @@ _WRITE = "channel, task_path, run_id, kind, base, data"
 
 # Puts come as one row of a view: what is written for all of a lot is one statement, and by itself one transaction. Each
 # column has all rows of a kind, or the bytes of these, end to end. What the writer knows by heart is looked at first.
-_LOT = (
-    "data_version, conversations, namespaces, noted_checkpoints, unnoted_checkpoints, noted_blobs, noted_writes, "
-    "unnoted_writes, blobs, blob_data, checkpoints, checkpoint_data, writes, write_data, runs"
+# What most lots have none of is in a view of its own, whose other columns are the same.
+_COLUMNS = "data_version, conversations, blobs, blob_data, checkpoints, checkpoint_data, writes, write_data"
+_MORE_COLUMNS = (
+    f"{_COLUMNS}, namespaces, runs, noted_checkpoints, unnoted_checkpoints, noted_blobs, noted_writes, unnoted_writes"
 )
-_LOT_VIEW = f"CREATE TEMP VIEW lot ({_LOT}) AS SELECT {', '.join(['NULL'] * 15)}"
-_LOT_TRIGGER = f"""
-CREATE TEMP TRIGGER put_lot INSTEAD OF INSERT ON lot BEGIN
+_UNCHANGED = """
     SELECT RAISE(ABORT, 'changed by others') FROM pragma_data_version WHERE data_version <> NEW.data_version;
-
+"""
+_PUT_CONVERSATIONS = """
     INSERT INTO conversations (id, thread_id, written, used)
     SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
         json_extract(value, '$[3]') FROM json_each(NEW.conversations) WHERE true
     ON CONFLICT (id) DO UPDATE SET written = excluded.written, used = excluded.used;
-
+"""
+_PUT_NAMESPACES = """
     INSERT INTO namespaces (id, conversation, checkpoint_ns)
     SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
     FROM json_each(NEW.namespaces);
-
+"""
+_NOTE = f"""
     INSERT OR IGNORE INTO former_checkpoints
     SELECT json_extract(a.value, '$[0]'), json_extract(a.value, '$[1]'), json_extract(a.value, '$[2]'),
         c.id IS NOT NULL, {_CHECKPOINT}
@@ -92,7 +95,8 @@ CREATE TEMP TRIGGER put_lot INSTEAD OF INSERT ON lot BEGIN
         ON w.namespace = json_extract(a.value, '$[3]') AND w.checkpoint_id = json_extract(a.value, '$[2]')
             AND w.task_id = json_extract(a.value, '$[4]') AND w.idx = json_extract(a.value, '$[5]')
         WHERE w.namespace IS NULL OR w.idx < 0);
-
+"""
+_PUT_REST = """
     INSERT INTO blobs (id, namespace, channel, version, kind, number, base, data)
     SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
         json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
@@ -127,13 +131,28 @@ CREATE TEMP TRIGGER put_lot INSTEAD OF INSERT ON lot BEGIN
         channel = excluded.channel, task_path = excluded.task_path, run_id = excluded.run_id, kind = excluded.kind,
         base = excluded.base, data = excluded.data
     WHERE excluded.idx < 0;
-
+"""
+_PUT_RUNS = """
     INSERT OR IGNORE INTO runs (run_id, namespace)
     SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(NEW.runs);
-END
 """
-PUT_LOT = f"INSERT INTO lot ({_LOT}) VALUES ({', '.join(f':{column}' for column in _LOT.split(', '))})"
-LOT: dict[str, None] = dict.fromkeys(_LOT.split(", "))
+
+
+def _view(name: str, columns: str, *steps: str) -> tuple[str, str]:
+    """Return the statements that make a view, and what happens when a row is inserted there."""
+    nothing = ", ".join("NULL" for _ in columns.split(", "))
+    return (
+        f"CREATE TEMP VIEW {name} ({columns}) AS SELECT {nothing}",
+        f"CREATE TEMP TRIGGER put_{name} INSTEAD OF INSERT ON {name} BEGIN {''.join(steps)} END",
+    )
+
+
+def _put(name: str, columns: str) -> str:
+    return f"INSERT INTO {name} ({columns}) VALUES ({', '.join(f':{column}' for column in columns.split(', '))})"
+
+
+PUT_LOT, PUT_MORE = _put("lot", _COLUMNS), _put("lot_and_more", _MORE_COLUMNS)
+LOT: dict[str, None] = dict.fromkeys(_MORE_COLUMNS.split(", "))
 """The columns of an empty one."""
 
 TEMPORARY = (
@@ -141,8 +160,8 @@ TEMPORARY = (
     "CREATE TEMP TABLE marks (id INTEGER, channel TEXT, PRIMARY KEY (id, channel)) WITHOUT ROWID",
     "CREATE TEMP TABLE alive (id INTEGER PRIMARY KEY, is_named INTEGER)",
     "CREATE TEMP TABLE present (namespace INTEGER, checkpoint_id TEXT, hidden INTEGER)",
-    _LOT_VIEW,
-    _LOT_TRIGGER,
+    *_view("lot", _COLUMNS, _UNCHANGED, _PUT_CONVERSATIONS, _PUT_REST),
+    *_view("lot_and_more", _MORE_COLUMNS, _UNCHANGED, _PUT_CONVERSATIONS, _PUT_NAMESPACES, _NOTE, _PUT_REST, _PUT_RUNS),
 )
 """What the steps of a change leave for the next: checkpoints that stay in sight, the checkpoints and channels that
 their values rest on, values that are needed. And what is put."""

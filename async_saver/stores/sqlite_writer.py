@@ -471,7 +471,8 @@ class Writer:
             space.names[version] = row
 
     def _write(self) -> None:
-        lot: dict[str, Any] = {**edits.LOT, **self._to_notes.take()}
+        notes = self._to_notes.take()
+        lot: dict[str, Any] = {**edits.LOT, **notes}
         lot["data_version"] = self._data_version
         if self._to_conversations:
             rows, self._to_conversations = [*self._to_conversations.values()], {}
@@ -481,7 +482,8 @@ class Writer:
         lot["blobs"], lot["blob_data"] = self._to_blobs.take()
         lot["checkpoints"], lot["checkpoint_data"] = self._to_checkpoints.take()
         lot["writes"], lot["write_data"] = self._to_writes.take()
-        self.connection.execute(edits.PUT_LOT, lot)
+        more = notes or lot["namespaces"] or lot["runs"]
+        self.connection.execute(edits.PUT_MORE if more else edits.PUT_LOT, lot)
 
     def _write_first(self) -> None:
         """Write what is yet to be written, as what comes now changes or asks for what is in the file."""
