@@ -500,7 +500,7 @@ class _Change:
         self,
         ids: Sequence[str],
         leases: Sequence[Lease],
-        change: Callable[[sqlite3.Connection, str], object],
+        change: Callable[[sqlite3.Connection, str, bool], object],
         are_runs: bool = False,
     ) -> None:
         self._ids = ids
@@ -522,7 +522,7 @@ class _Change:
                 edits.note_all(connection, thread_id)
             elif noting is False:
                 edits.before_others(connection, thread_id)
-            self._change(connection, thread_id)
+            self._change(connection, thread_id, noting is not None)
             if noting is False:
                 if self._change is edits.delete:
                     edits.forget_notes(connection, thread_id)
@@ -619,8 +619,9 @@ class _Acquire:
             return None
         if is_former and self._undo:
             edits.undo(connection, thread_id, partial(writer.namespace, used=time.time()))
+        if row is not None:
+            edits.forget_notes(connection, thread_id)
             writer.drop([thread_id])
-        edits.forget_notes(connection, thread_id)
         fence, now = _next_fence(connection), time.time()
         until = time.monotonic() + _LASTS
         connection.execute(_GIVE, (thread_id, fence, self._owner, now, this_process(), until))
@@ -748,7 +749,7 @@ class _Trim(NamedTuple):
         if self.thread_id in writer.held:
             return 0
         writer.drop([self.thread_id])
-        return edits.keep_latest(writer.connection, self.thread_id, self.keep, only_longer=True)
+        return edits.keep_latest(writer.connection, self.thread_id, number=self.keep, only_longer=True)
 
 
 def _give_back(writer: Writer) -> bool:

@@ -1,7 +1,8 @@
 """What changes whole conversations of a `SQLiteStore`, and what sessions need to be undone. All of it is SQL.
 
 A session's changes are noted by names: what it found in each place where it wrote first, and where there was nothing,
-that. Who else writes there, or deletes it, takes the note away, so that what others did stays.
+that. Who else writes there, or deletes it, takes the note away, so that what others did stays. Values are not deleted
+before the session has ended, as others may be made of them.
 """
 
 import json
@@ -18,15 +19,15 @@ __all__ = [
     "PUT_MORE",
     "TEMPORARY",
     "Notes",
-    "bring_back",
     "copy",
     "delete",
     "detach",
+    "faults",
     "forget_notes",
     "keep_latest",
     "note_all",
-    "note_blob",
     "note_copied",
+    "note_value",
     "undo",
     "without_runs",
 ]
@@ -40,7 +41,6 @@ loaded: Callable[[str], Any] = json.loads
 _OWN = "SELECT n.id FROM namespaces n JOIN conversations t ON t.id = n.conversation WHERE t.thread_id = :thread_id"
 
 _CHECKPOINT = "parent_id, hidden, versions, run_id, delta_channels, facts, kind, metadata_kind, checkpoint, metadata"
-_BLOB = "channel, version, kind, number, base, data"
 _WRITE = "channel, task_path, run_id, kind, base, data"
 
 
@@ -76,9 +76,8 @@ _NOTE = f"""
         SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
         FROM json_each(NEW.unnoted_checkpoints));
 
-    INSERT OR IGNORE INTO former_blobs (thread_id, checkpoint_ns, id, was)
-    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), 0
-    FROM json_each(NEW.noted_blobs);
+    INSERT OR IGNORE INTO former_blobs (thread_id, id, was)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), 0 FROM json_each(NEW.noted_blobs);
 
     INSERT OR IGNORE INTO former_writes
     SELECT json_extract(a.value, '$[0]'), json_extract(a.value, '$[1]'), json_extract(a.value, '$[2]'),
@@ -175,6 +174,11 @@ class Notes:
 
     def __init__(self) -> None:
         self._rows: dict[str, list[list[Any]]] = {}
+        self._are_own: dict[str, bool] = {}  # by thread_id
+
+    def have_others(self, thread_id: str, is_own: bool) -> bool:
+        """Tell whether there are some of a conversation by somebody else, which come first; from now on it is these."""
+        return self._are_own.setdefault(thread_id, is_own) != is_own
 
     def checkpoint(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, namespace: int, is_own: bool) -> None:
         """Note what is found where a session puts a checkpoint, or that another one puts one there."""
@@ -195,36 +199,47 @@ class Notes:
         rows = [[thread_id, checkpoint_ns, checkpoint_id, namespace, *key] for key in keys]
         self._rows.setdefault(column, []).extend(rows)
 
-    def blob(self, thread_id: str, checkpoint_ns: str, row: int) -> None:
+    def blob(self, thread_id: str, row: int) -> None:
         """Note a value that a session adds."""
-        self._rows.setdefault("noted_blobs", []).append([thread_id, checkpoint_ns, row])
+        self._rows.setdefault("noted_blobs", []).append([thread_id, row])
 
     def take(self) -> dict[str, str]:
         """Return, once, the columns of `lot` that are for them."""
-        rows, self._rows = self._rows, {}
+        rows, self._rows, self._are_own = self._rows, {}, {}
         return {column: packed(places) for column, places in rows.items()}
 
 
-_NOTE_BLOB = f"""
-INSERT OR IGNORE INTO former_blobs SELECT :thread_id, id, :checkpoint_ns, 1, {_BLOB} FROM blobs WHERE id = :id
+_NOTE_VALUE = """
+INSERT INTO former_blobs (thread_id, id, was, is_replaced, kind, data) VALUES (?, ?, 1, 1, ?, ?)
+ON CONFLICT (thread_id, id) DO UPDATE SET is_replaced = 1, kind = excluded.kind, data = excluded.data
+WHERE was AND NOT is_replaced
 """
-_UNNOTE_BLOB = "DELETE FROM former_blobs WHERE thread_id = :thread_id AND id = :id"
+_UNNOTE_VALUE = "DELETE FROM former_blobs WHERE thread_id = ? AND id = ?"
 
 
-def note_blob(connection: sqlite3.Connection, thread_id: str, checkpoint_ns: str, id: int, is_own: bool) -> None:
+def note_value(
+    connection: sqlite3.Connection, thread_id: str, row: int, kind: str | None, value: bytes, is_own: bool
+) -> None:
     """Note a value that a session replaces, or that another one does."""
-    place = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "id": id}
-    connection.execute(_NOTE_BLOB if is_own else _UNNOTE_BLOB, place)
+    if is_own:
+        connection.execute(_NOTE_VALUE, (thread_id, row, kind, value))
+    else:
+        connection.execute(_UNNOTE_VALUE, (thread_id, row))
 
 
+_NOTE_NAMESPACES = f"""
+INSERT OR IGNORE INTO former_namespaces (thread_id, namespace, checkpoint_ns)
+SELECT :thread_id, id, checkpoint_ns FROM namespaces WHERE id IN ({_OWN})
+"""
 _NOTE_ALL = (
+    _NOTE_NAMESPACES,
     f"""
     INSERT OR IGNORE INTO former_checkpoints SELECT :thread_id, n.checkpoint_ns, c.checkpoint_id, 1, {_CHECKPOINT}
     FROM checkpoints c JOIN namespaces n ON n.id = c.namespace WHERE n.id IN ({_OWN})
     """,
     f"""
-    INSERT OR IGNORE INTO former_blobs SELECT :thread_id, b.id, n.checkpoint_ns, 1, {_BLOB}
-    FROM blobs b JOIN namespaces n ON n.id = b.namespace WHERE n.id IN ({_OWN})
+    INSERT OR IGNORE INTO former_blobs (thread_id, id, was)
+    SELECT :thread_id, id, 1 FROM blobs WHERE is_current AND namespace IN ({_OWN})
     """,
     f"""
     INSERT OR IGNORE INTO former_writes
@@ -247,9 +262,8 @@ _NOTE_COPIED = (
     FROM checkpoints c JOIN namespaces n ON n.id = c.namespace WHERE n.id IN ({_OWN})
     """,
     f"""
-    INSERT OR IGNORE INTO former_blobs (thread_id, id, checkpoint_ns, was)
-    SELECT :thread_id, b.id, n.checkpoint_ns, 0
-    FROM blobs b JOIN namespaces n ON n.id = b.namespace WHERE n.id IN ({_OWN})
+    INSERT OR IGNORE INTO former_blobs (thread_id, id, was)
+    SELECT :thread_id, id, 0 FROM blobs WHERE namespace IN ({_OWN})
     """,
     f"""
     INSERT OR IGNORE INTO former_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, was)
@@ -265,57 +279,42 @@ def note_copied(connection: sqlite3.Connection, thread_id: str) -> None:
         connection.execute(statement, {"thread_id": thread_id})
 
 
+_LEFT_VALUES = """
+DELETE FROM blobs WHERE namespace IN (SELECT namespace FROM former_namespaces WHERE thread_id = :thread_id)
+    AND namespace NOT IN (SELECT id FROM namespaces)
+"""
+
+
 def forget_notes(connection: sqlite3.Connection, thread_id: str) -> None:
-    """Take all notes of a conversation away: its session has ended, or another one has deleted it."""
-    for table in ("former_checkpoints", "former_blobs", "former_writes"):
-        connection.execute(f"DELETE FROM {table} WHERE thread_id = ?", (thread_id,))
+    """Take all notes of a conversation away, as its session has ended; delete the values that they have kept."""
+    place = {"thread_id": thread_id}
+    has_kept = "SELECT 1 FROM former_namespaces WHERE thread_id = :thread_id LIMIT 1"
+    if connection.execute(has_kept, place).fetchone() is not None:
+        connection.execute(_LEFT_VALUES, place)
+        for (namespace,) in connection.execute(_NAMESPACES, place).fetchall():
+            _tidy_namespace(connection, namespace, orphans=True)
+    for table in ("former_checkpoints", "former_blobs", "former_writes", "former_namespaces"):
+        connection.execute(f"DELETE FROM {table} WHERE thread_id = :thread_id", place)
 
 
-_HAS_FORMER = "SELECT 1 FROM former_blobs WHERE thread_id = ? AND was LIMIT 1"
-_BRING_BACK = (
-    f"""
-    INSERT INTO blobs SELECT id, :namespace, {_BLOB} FROM former_blobs
-    WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns AND was AND id NOT IN (SELECT id FROM blobs)
-    """,
-    """
-    UPDATE blobs SET (channel, version) = (
-        SELECT f.channel, f.version FROM former_blobs f WHERE f.thread_id = :thread_id AND f.id = blobs.id)
-    WHERE namespace = :namespace AND channel IS NULL
-        AND id IN (SELECT id FROM former_blobs WHERE thread_id = :thread_id AND was)
-    """,
-)
-
-
-def bring_back(connection: sqlite3.Connection, thread_id: str, checkpoint_ns: str, namespace: int) -> None:
-    """Bring back the values that a session took away, as another one may name them, and they may be brought back."""
-    if connection.execute(_HAS_FORMER, (thread_id,)).fetchone() is None:
-        return
-    place = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "namespace": namespace}
-    for statement in _BRING_BACK:
-        connection.execute(statement, place)
-
-
-_MADE_OF = "SELECT {key}, base, data FROM {table} WHERE base = ?"
+_MADE_OF = "SELECT {key}, data FROM {table} WHERE base = ?"
 _KEYS = {
     "blobs": "id",
     "writes": "namespace, checkpoint_id, task_id, idx",
-    "former_blobs": "thread_id, id",
     "former_writes": "thread_id, checkpoint_ns, checkpoint_id, task_id, idx",
 }
 
 
-def detach(connection: sqlite3.Connection, id: int, former: bool) -> None:
-    """Have nothing be made of a value any more, as that changes; with `former` nothing that is noted, either."""
-    base = chains_of(connection, [id])[id].value
-    for table in ("blobs", "writes", *(("former_blobs", "former_writes") if former else ())):
-        key = _KEYS[table]
-        columns = len(key.split(", "))
-        for row in connection.execute(_MADE_OF.format(key=key, table=table), (id,)).fetchall():
-            whole = restored([row[-1]], base)
-            number = ", number = 0" if table.endswith("blobs") else ""
-            marks = ", ".join("?" * columns)
+def detach(connection: sqlite3.Connection, row: int) -> None:
+    """Have nothing be made of a value any more, as that changes."""
+    base = chains_of(connection, [row])[row].value
+    for table, key in _KEYS.items():
+        for *place, parts in connection.execute(_MADE_OF.format(key=key, table=table), (row,)).fetchall():
+            number = ", number = 0" if table == "blobs" else ""
+            marks = ", ".join("?" * len(place))
+            whole = restored([parts], base)
             connection.execute(
-                f"UPDATE {table} SET base = NULL, data = ?{number} WHERE ({key}) = ({marks})", (whole, *row[:columns])
+                f"UPDATE {table} SET base = NULL, data = ?{number} WHERE ({key}) = ({marks})", (whole, *place)
             )
 
 
@@ -324,14 +323,18 @@ def detach(connection: sqlite3.Connection, id: int, former: bool) -> None:
 _PLACES = """
     SELECT checkpoint_ns FROM former_checkpoints WHERE thread_id = :thread_id
     UNION SELECT checkpoint_ns FROM former_writes WHERE thread_id = :thread_id
-    UNION SELECT checkpoint_ns FROM former_blobs WHERE thread_id = :thread_id
+    UNION SELECT checkpoint_ns FROM former_namespaces WHERE thread_id = :thread_id
 """
-_CHANGED_VALUES = """
-SELECT f.id FROM former_blobs f JOIN blobs b ON b.id = f.id
-WHERE f.thread_id = :thread_id AND f.was AND b.kind IS NOT NULL
-    AND (f.kind IS NOT b.kind OR f.base IS NOT b.base OR f.data <> b.data)
+_REPLACED = """
+SELECT f.id, f.kind, f.data FROM former_blobs f JOIN blobs b ON b.id = f.id
+WHERE f.thread_id = :thread_id AND f.is_replaced
 """
+_SET_VALUE = "UPDATE blobs SET kind = ?, number = 0, base = NULL, data = ? WHERE id = ?"
 _UNDO = (
+    """
+    UPDATE blobs SET namespace = :namespace WHERE namespace <> :namespace AND namespace IN (
+        SELECT namespace FROM former_namespaces WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns)
+    """,
     """
     DELETE FROM checkpoints WHERE namespace = :namespace AND checkpoint_id IN (
         SELECT checkpoint_id FROM former_checkpoints
@@ -341,14 +344,6 @@ _UNDO = (
     DELETE FROM writes WHERE namespace = :namespace AND (checkpoint_id, task_id, idx) IN (
         SELECT checkpoint_id, task_id, idx FROM former_writes
         WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns)
-    """,
-    """
-    UPDATE blobs SET channel = NULL, version = NULL WHERE namespace = :namespace AND id IN (
-        SELECT id FROM former_blobs WHERE thread_id = :thread_id AND NOT was)
-    """,
-    f"""
-    INSERT OR REPLACE INTO blobs SELECT id, :namespace, {_BLOB} FROM former_blobs
-    WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns AND was
     """,
     f"""
     INSERT INTO checkpoints (namespace, checkpoint_id, {_CHECKPOINT})
@@ -360,35 +355,60 @@ _UNDO = (
     SELECT :namespace, checkpoint_id, task_id, idx, {_WRITE} FROM former_writes
     WHERE thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns AND was
     """,
+    # What the session added goes, unless others name it.
+    """
+    UPDATE blobs SET is_current = 0 WHERE is_current AND namespace = :namespace
+        AND id IN (SELECT id FROM former_blobs WHERE thread_id = :thread_id AND NOT was)
+        AND id NOT IN (
+            SELECT v.value FROM checkpoints c CROSS JOIN json_each(c.versions) v WHERE c.namespace = :namespace)
+    """,
+    # What was there is found again, unless others have put another one of that name.
+    """
+    UPDATE OR IGNORE blobs SET is_current = 1 WHERE NOT is_current AND namespace = :namespace
+        AND id IN (SELECT id FROM former_blobs WHERE thread_id = :thread_id AND was)
+    """,
 )
+# Others have named meanwhile what the session had taken away.
+_NAMED_ONLY = """
+SELECT o.id, b.id, b.kind FROM former_blobs f JOIN blobs b ON b.id = f.id
+JOIN blobs o ON o.namespace = b.namespace AND o.channel = b.channel AND o.version = b.version AND o.is_current
+WHERE f.thread_id = :thread_id AND f.was AND NOT b.is_current AND o.kind IS NULL AND b.kind IS NOT NULL
+"""
 
 
 def undo(connection: sqlite3.Connection, thread_id: str, namespace_of: NamespaceOf) -> None:
     """Put back what a session found where it wrote."""
     place: dict[str, Any] = {"thread_id": thread_id}
     names = [name for (name,) in connection.execute(_PLACES, place).fetchall()]
-    for (row,) in connection.execute(_CHANGED_VALUES, place).fetchall():
-        detach(connection, row, former=False)
-    for name in names:
-        place |= {"checkpoint_ns": name, "namespace": namespace_of(thread_id, name)}
+    namespaces = {name: namespace_of(thread_id, name) for name in names}
+    for name, namespace in namespaces.items():
         for statement in _UNDO:
-            connection.execute(statement, place)
-        _tidy_namespace(connection, place["namespace"], orphans=True)
+            connection.execute(statement, {**place, "checkpoint_ns": name, "namespace": namespace})
+    for row, kind, value in connection.execute(_REPLACED, place).fetchall():
+        detach(connection, row)
+        connection.execute(_SET_VALUE, (kind, value, row))
+    for named, row, kind in connection.execute(_NAMED_ONLY, place).fetchall():
+        connection.execute(_SET_VALUE, (kind, chains_of(connection, [row])[row].value, named))
+    forget_notes(connection, thread_id)
+    for namespace in namespaces.values():
+        _tidy_namespace(connection, namespace, orphans=True)
     _tidy_conversation(connection, thread_id)
 
 
 # Deleting and pruning.
 
+_HIDE_VALUES = f"UPDATE blobs SET is_current = 0 WHERE is_current AND namespace IN ({_OWN})"
+_DELETE_VALUES = f"DELETE FROM blobs WHERE namespace IN ({_OWN})"
 _DELETE = (
-    *(f"DELETE FROM {table} WHERE namespace IN ({_OWN})" for table in ("checkpoints", "blobs", "writes", "runs")),
+    *(f"DELETE FROM {table} WHERE namespace IN ({_OWN})" for table in ("checkpoints", "writes", "runs")),
     "DELETE FROM namespaces WHERE conversation = (SELECT id FROM conversations WHERE thread_id = :thread_id)",
     "DELETE FROM conversations WHERE thread_id = :thread_id",
 )
 
 
-def delete(connection: sqlite3.Connection, thread_id: str) -> None:
-    """Delete everything of a conversation."""
-    for statement in _DELETE:
+def delete(connection: sqlite3.Connection, thread_id: str, keeps_values: bool = False) -> None:
+    """Delete everything of a conversation; but for its values, where a session has notes that refer to them."""
+    for statement in (_HIDE_VALUES if keeps_values else _DELETE_VALUES, *_DELETE):
         connection.execute(statement, {"thread_id": thread_id})
 
 
@@ -473,9 +493,9 @@ _TIDY = (
     WHERE c.namespace = :namespace
     """,
     """
-    INSERT OR IGNORE INTO alive SELECT id, 1 FROM blobs
-    WHERE :orphans AND namespace = :namespace AND channel IS NOT NULL
+    INSERT OR IGNORE INTO alive SELECT id, 1 FROM blobs WHERE :orphans AND is_current AND namespace = :namespace
     """,
+    "UPDATE blobs SET is_current = 0 WHERE is_current AND namespace = :namespace AND id NOT IN (SELECT id FROM alive)",
     """
     INSERT OR IGNORE INTO alive WITH RECURSIVE needed (id) AS (
         SELECT b.base FROM alive CROSS JOIN blobs b ON b.id = alive.id WHERE b.base IS NOT NULL
@@ -486,10 +506,9 @@ _TIDY = (
     )
     SELECT id, 0 FROM needed
     """,
-    "DELETE FROM blobs WHERE namespace = :namespace AND id NOT IN (SELECT id FROM alive)",
     """
-    UPDATE blobs SET channel = NULL, version = NULL WHERE namespace = :namespace AND channel IS NOT NULL
-        AND id IN (SELECT id FROM alive WHERE NOT is_named)
+    DELETE FROM blobs WHERE NOT :keeps_values AND NOT is_current AND namespace = :namespace
+        AND id NOT IN (SELECT id FROM alive)
     """,
     "DELETE FROM runs WHERE namespace = :namespace",
     """
@@ -506,7 +525,10 @@ SELECT EXISTS (SELECT 1 FROM checkpoints WHERE namespace = :namespace AND NOT hi
     OR EXISTS (SELECT 1 FROM writes WHERE namespace = :namespace)
 """
 _DELETE_NAMESPACE = (
-    *(f"DELETE FROM {table} WHERE namespace = :namespace" for table in ("checkpoints", "blobs", "runs")),
+    "UPDATE blobs SET is_current = 0 WHERE is_current AND namespace = :namespace",
+    "DELETE FROM blobs WHERE NOT :keeps_values AND namespace = :namespace",
+    "DELETE FROM checkpoints WHERE namespace = :namespace",
+    "DELETE FROM runs WHERE namespace = :namespace",
     "DELETE FROM namespaces WHERE id = :namespace",
 )
 _NAMESPACES = """
@@ -519,12 +541,15 @@ WHERE t.thread_id = :thread_id AND n.id IN (
 """
 
 
-def _tidy_namespace(connection: sqlite3.Connection, namespace: int, orphans: bool = False) -> None:
+def _tidy_namespace(
+    connection: sqlite3.Connection, namespace: int, orphans: bool = False, keeps_values: bool = False
+) -> None:
     """Free values that nothing needs, find out anew where runs are, and let a namespace go that has nothing in it.
 
-    With `orphans`, values that have a name are needed, as a checkpoint may come to name them.
+    With `orphans`, values that are found by name are needed, as a checkpoint may come to name them; with `keeps_values`
+    none is deleted, as a session has notes that refer to them.
     """
-    place = {"namespace": namespace, "orphans": orphans}
+    place = {"namespace": namespace, "orphans": orphans, "keeps_values": keeps_values}
     (has_anything,) = connection.execute(_HAS_ANYTHING, place).fetchone()
     for statement in _TIDY if has_anything else _DELETE_NAMESPACE:
         connection.execute(statement, place)
@@ -535,7 +560,13 @@ def _tidy_conversation(connection: sqlite3.Connection, thread_id: str) -> None:
         connection.execute("DELETE FROM conversations WHERE thread_id = ?", (thread_id,))
 
 
-def keep_latest(connection: sqlite3.Connection, thread_id: str, number: int = 1, *, only_longer: bool = False) -> int:
+def keep_latest(
+    connection: sqlite3.Connection,
+    thread_id: str,
+    keeps_values: bool = False,
+    number: int = 1,
+    only_longer: bool = False,
+) -> int:
     """Keep the latest of each namespace, or `only_longer` ones, with what these rest on; return how many went."""
     went = 0
     for (namespace,) in connection.execute(_NAMESPACES, {"thread_id": thread_id}).fetchall():
@@ -547,7 +578,7 @@ def keep_latest(connection: sqlite3.Connection, thread_id: str, number: int = 1,
         for statement in (_STAY_LATEST, _MARK, _STAY_WHOLE, _DROP_OLD_WRITES, *_KEEP):
             connection.execute(statement, place)
         went += before - _in_sight(connection, namespace)
-        _tidy_namespace(connection, namespace)
+        _tidy_namespace(connection, namespace, keeps_values=keeps_values)
     _tidy_conversation(connection, thread_id)
     return went
 
@@ -557,7 +588,7 @@ def _in_sight(connection: sqlite3.Connection, namespace: int) -> int:
     return int(connection.execute(counted, (namespace,)).fetchone()[0])
 
 
-def without_runs(connection: sqlite3.Connection, thread_id: str, run_ids: Sequence[str]) -> None:
+def without_runs(connection: sqlite3.Connection, thread_id: str, keeps_values: bool, run_ids: Sequence[str]) -> None:
     """Delete what runs have stored in a conversation, but for what others rest on."""
     runs = packed(run_ids)
     for (namespace,) in connection.execute(_NAMESPACES_OF_RUNS, {"thread_id": thread_id, "runs": runs}).fetchall():
@@ -565,7 +596,7 @@ def without_runs(connection: sqlite3.Connection, thread_id: str, run_ids: Sequen
         _begin(connection)
         for statement in (_STAY_WITHOUT_RUNS, _MARK, *_KEEP, _DROP_RUNS_WRITES):
             connection.execute(statement, place)
-        _tidy_namespace(connection, namespace)
+        _tidy_namespace(connection, namespace, keeps_values=keeps_values)
     _tidy_conversation(connection, thread_id)
 
 
@@ -593,6 +624,7 @@ DELETE FROM former_writes WHERE thread_id = :thread_id AND was AND (checkpoint_n
 
 def before_others(connection: sqlite3.Connection, thread_id: str) -> None:
     """Remember what is there, before somebody else than a session prunes its conversation."""
+    connection.execute(_NOTE_NAMESPACES, {"thread_id": thread_id})
     connection.execute("DELETE FROM present")
     connection.execute(_BEFORE_OTHERS, {"thread_id": thread_id})
 
@@ -619,8 +651,9 @@ _COPY = (
     FROM checkpoints c WHERE namespace = :source
     """,
     """
-    INSERT INTO blobs (id, namespace, channel, version, kind, number, base, data)
-    SELECT id + :more, :target, channel, version, kind, number, base + :more, data FROM blobs WHERE namespace = :source
+    INSERT INTO blobs (id, namespace, is_current, channel, version, kind, number, base, data)
+    SELECT id + :more, :target, is_current, channel, version, kind, number, base + :more, data
+    FROM blobs WHERE namespace = :source
     """,
     f"""
     INSERT INTO writes (namespace, checkpoint_id, task_id, idx, {_WRITE})
@@ -647,7 +680,7 @@ def copy(connection: sqlite3.Connection, source: str, target: str, namespace_of:
 _FAULTS = {
     "versions of checkpoints that are not there": """
         SELECT c.id FROM checkpoints c CROSS JOIN json_each(c.versions) v LEFT JOIN blobs b ON b.id = v.value
-        WHERE b.id IS NULL OR b.namespace <> c.namespace OR b.channel IS NULL
+        WHERE b.id IS NULL OR b.namespace <> c.namespace
     """,
     "values that are made of what is not there": """
         SELECT b.id FROM blobs b LEFT JOIN blobs o ON o.id = b.base
@@ -659,9 +692,17 @@ _FAULTS = {
     """,
     "rows of no namespace": """
         SELECT namespace FROM (
-            SELECT namespace FROM checkpoints UNION SELECT namespace FROM blobs UNION SELECT namespace FROM writes
-            UNION SELECT namespace FROM runs
+            SELECT namespace FROM checkpoints UNION SELECT namespace FROM writes UNION SELECT namespace FROM runs
+            UNION SELECT namespace FROM blobs WHERE namespace NOT IN (SELECT namespace FROM former_namespaces)
         ) WHERE namespace NOT IN (SELECT id FROM namespaces)
+    """,
+    "values that nothing needs": """
+        SELECT id FROM blobs b WHERE NOT is_current AND namespace NOT IN (SELECT namespace FROM former_namespaces)
+            AND NOT EXISTS (SELECT 1 FROM blobs o WHERE o.namespace = b.namespace AND o.base = b.id)
+            AND NOT EXISTS (SELECT 1 FROM writes w WHERE w.namespace = b.namespace AND w.base = b.id)
+            AND NOT EXISTS (
+                SELECT 1 FROM checkpoints c CROSS JOIN json_each(c.versions) v
+                WHERE c.namespace = b.namespace AND v.value = b.id)
     """,
     "namespaces of no conversation": """
         SELECT id FROM namespaces WHERE conversation NOT IN (SELECT id FROM conversations)
@@ -684,7 +725,7 @@ _FAULTS = {
     "notes of no session": """
         SELECT thread_id FROM (
             SELECT thread_id FROM former_checkpoints UNION SELECT thread_id FROM former_blobs
-            UNION SELECT thread_id FROM former_writes
+            UNION SELECT thread_id FROM former_writes UNION SELECT thread_id FROM former_namespaces
         ) WHERE thread_id NOT IN (SELECT thread_id FROM leases WHERE held)
     """,
 }

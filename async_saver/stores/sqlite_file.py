@@ -51,13 +51,14 @@ CREATE UNIQUE INDEX checkpoints_in_order ON checkpoints (namespace, checkpoint_i
 CREATE INDEX checkpoints_of_all ON checkpoints (checkpoint_id);
 CREATE INDEX hidden_checkpoints ON checkpoints (namespace, checkpoint_id) WHERE hidden;
 
--- The values of channel versions. channel and version: NULL where only others are made of it; kind: NULL where a
--- version was named and never stored; data: the value, or where there is a base, how it differs from that one's.
+-- The values of channel versions. is_current: whether it is found by its name, and is not there for others only; kind:
+-- NULL where a version was named and never stored; data: the value, or where there is a base, how it differs from that.
 CREATE TABLE blobs (
-    id INTEGER PRIMARY KEY, namespace INTEGER NOT NULL, channel TEXT, version TEXT, kind TEXT,
-    number INTEGER NOT NULL, base INTEGER, data BLOB NOT NULL
+    id INTEGER PRIMARY KEY, namespace INTEGER NOT NULL, is_current INTEGER NOT NULL DEFAULT 1, channel TEXT NOT NULL,
+    version TEXT NOT NULL, kind TEXT, number INTEGER NOT NULL, base INTEGER, data BLOB NOT NULL
 );
-CREATE UNIQUE INDEX blobs_by_name ON blobs (namespace, channel, version);
+CREATE UNIQUE INDEX blobs_by_name ON blobs (namespace, channel, version) WHERE is_current;
+CREATE INDEX blobs_for_others ON blobs (namespace) WHERE NOT is_current;
 
 CREATE TABLE writes (
     namespace INTEGER NOT NULL, checkpoint_id TEXT NOT NULL, task_id TEXT NOT NULL, idx INTEGER NOT NULL,
@@ -78,7 +79,9 @@ CREATE TABLE leases (
 ) WITHOUT ROWID;
 CREATE INDEX held_leases ON leases (thread_id) WHERE held;
 
--- What a session that is under way found where it wrote; was: whether there was anything.
+-- What a session that is under way found where it wrote; was: whether there was anything. While a session is on a
+-- conversation none of its values are deleted, but they are found by name no longer; is_replaced: the value is another
+-- one now, and this one it was; former_namespaces: where to look for values that are to be deleted in the end.
 CREATE TABLE former_checkpoints (
     thread_id TEXT NOT NULL, checkpoint_ns TEXT NOT NULL, checkpoint_id TEXT NOT NULL, was INTEGER NOT NULL,
     parent_id TEXT, hidden INTEGER, versions TEXT, run_id TEXT, delta_channels TEXT, facts TEXT, kind TEXT,
@@ -86,9 +89,13 @@ CREATE TABLE former_checkpoints (
     PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
 ) WITHOUT ROWID;
 CREATE TABLE former_blobs (
-    thread_id TEXT NOT NULL, id INTEGER NOT NULL, checkpoint_ns TEXT NOT NULL, was INTEGER NOT NULL, channel TEXT,
-    version TEXT, kind TEXT, number INTEGER, base INTEGER, data BLOB,
+    thread_id TEXT NOT NULL, id INTEGER NOT NULL, was INTEGER NOT NULL, is_replaced INTEGER NOT NULL DEFAULT 0,
+    kind TEXT, data BLOB,
     PRIMARY KEY (thread_id, id)
+) WITHOUT ROWID;
+CREATE TABLE former_namespaces (
+    thread_id TEXT NOT NULL, namespace INTEGER NOT NULL, checkpoint_ns TEXT NOT NULL,
+    PRIMARY KEY (thread_id, namespace)
 ) WITHOUT ROWID;
 CREATE TABLE former_writes (
     thread_id TEXT NOT NULL, checkpoint_ns TEXT NOT NULL, checkpoint_id TEXT NOT NULL, task_id TEXT NOT NULL,

@@ -165,7 +165,7 @@ class _Cells(dict[int, _Row]):
         """Return channel versions with their values."""
         for version in versions:
             row = self.get(version)
-            if row is not None and row[1] is not None:
+            if row is not None:
                 kind: str | None = row[3]
                 has_value = kind is not None and kind != EMPTY[0]
                 yield (row[1], version_of(row[2])), self.value(kind or "", row[4], row[5]) if has_value else None

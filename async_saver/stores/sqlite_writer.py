@@ -101,7 +101,7 @@ LEFT JOIN namespaces n ON n.conversation = t.id AND n.checkpoint_ns = json_extra
 _FIND_NAMES = """
 SELECT json_group_array(json_array(a.key, b.id)) FROM json_each(?) a CROSS JOIN blobs b
 ON b.namespace = json_extract(a.value, '$[0]') AND b.channel = json_extract(a.value, '$[1]')
-    AND b.version = json_extract(a.value, '$[2]')
+    AND b.version = json_extract(a.value, '$[2]') AND b.is_current
 """
 _HEADS = """
 SELECT c.checkpoint_id, json_group_array(json_array(b.channel, b.id)) FROM checkpoints c
@@ -119,7 +119,7 @@ _IN_SIGHT = "SELECT 1 FROM checkpoints WHERE namespace = ? AND checkpoint_id = ?
 
 _NAMESPACE = "SELECT id FROM namespaces WHERE conversation = ? AND checkpoint_ns = ?"
 
-_VALUE = "SELECT kind, channel FROM blobs WHERE id = ?"
+_KIND = "SELECT kind FROM blobs WHERE id = ?"
 _SET_VALUE = "UPDATE blobs SET kind = ?, number = 0, base = NULL, data = ? WHERE id = ?"
 
 
@@ -235,7 +235,7 @@ class Writer:
                 call.error = self._error(exc)
 
     def _do_together(self, calls: list[Call[Any]]) -> None:
-        if self._data_version >= 0 and all(isinstance(call.work, (Put, PutWrites)) for call in calls):
+        if self._data_version >= 0 and all(_is_plain(call.work) for call in calls):
             # As a rule, one statement does it. The more there are, the longer a busy event loop makes this thread wait.
             try:
                 self._look_for_the_file()
@@ -359,10 +359,10 @@ class Writer:
     def _recall(self) -> None:
         """Read what has to be known in any case."""
         connection = self.connection
-        for table in ("conversations", "namespaces", "blobs", "former_blobs"):
+        for table in ("conversations", "namespaces", "blobs"):
             (greatest,) = connection.execute(f"SELECT max(id) FROM {table}").fetchone()
             self._counts[table] = greatest or 0
-        self.next_id = 1 + max(self._counts["blobs"], self._counts["former_blobs"])
+        self.next_id = 1 + self._counts["blobs"]
         self.held = dict(connection.execute("SELECT thread_id, fence FROM leases INDEXED BY held_leases WHERE held"))
 
     def _roll_back(self, exc: BaseException) -> None:
@@ -499,6 +499,14 @@ class Writer:
         row = self.connection.execute("SELECT fence FROM leases WHERE thread_id = ?", (thread_id,)).fetchone()
         return lost_error(lease) if row is not None and row[0] > lease.fence else None
 
+    def _noting(self, work: Put | PutWrites) -> bool | None:
+        """Tell so of a put; what somebody else puts to the same conversation in this lot, and notes, comes first."""
+        noting = self.is_noting(work.thread_id, work.leases)
+        if noting is not None and self._to_notes.have_others(work.thread_id, noting):
+            self._write_first()
+            self._to_notes.have_others(work.thread_id, noting)
+        return noting
+
     def is_noting(self, thread_id: str, leases: Sequence[Lease]) -> bool | None:
         """Tell whether what is changed is to be noted, for an undo; None if no session is on the conversation."""
         held = self.held.get(thread_id)
@@ -538,14 +546,10 @@ class Writer:
         if (lost := self.lost(work.thread_id, work.leases)) is not None:
             return lost
         space = self._spaces[work.thread_id, work.checkpoint_ns]
-        conflict = work.on_conflict is not None and not space.is_new and self._is_in_conflict(space, record)
+        conflict = work.on_conflict is not None and bool(space.id) and self._is_in_conflict(space, record)
         if conflict and work.on_conflict == "raise":
             return True
-        noting = self.is_noting(work.thread_id, work.leases)
-        if noting is False and not space.is_new:
-            self._write_first()
-            edits.bring_back(self.connection, work.thread_id, work.checkpoint_ns, space.id)
-            self._find_names([work])
+        noting = self._noting(work)
         brought = dict(work.blobs)
         if work.is_limited and record.parent_id is not None:
             known = space.names.keys() | brought.keys()
@@ -598,7 +602,7 @@ class Writer:
                 self.next_id += 1
                 self._add_blob(space, row, version, blob)
                 if noting:
-                    self._to_notes.blob(work.thread_id, work.checkpoint_ns, row)
+                    self._to_notes.blob(work.thread_id, row)
                 space.names[version] = row
             elif blob is not None:
                 self._set_value(work, row, blob, noting)
@@ -622,17 +626,18 @@ class Writer:
         chains = (self._chain(one) for one in space.heads.values() if one != head)
         return [chain for chain in chains if chain is not None]
 
-    def _set_value(self, work: Put, id: int, blob: Blob, noting: bool | None) -> None:
+    def _set_value(self, work: Put, row: int, blob: Blob, noting: bool | None) -> None:
         """Give a version, which was stored or named before, another value."""
         self._write_first()
-        kind, _ = self.connection.execute(_VALUE, (id,)).fetchone()
-        if kind is not None and kind == blob[0] and chains_of(self.connection, [id])[id].value == blob[1]:
+        (kind,) = self.connection.execute(_KIND, (row,)).fetchone()
+        former = b"" if kind is None else chains_of(self.connection, [row])[row].value
+        if (kind, former) == blob:
             return
         if noting is not None:
-            edits.note_blob(self.connection, work.thread_id, work.checkpoint_ns, id, is_own=noting)
+            edits.note_value(self.connection, work.thread_id, row, kind, former, is_own=noting)
         if kind is not None:
-            edits.detach(self.connection, id, former=noting is False)
-        self.connection.execute(_SET_VALUE, (blob[0], blob[1], id))
+            edits.detach(self.connection, row)
+        self.connection.execute(_SET_VALUE, (blob[0], blob[1], row))
         self._forget_chains()
 
     def _forget_chains(self) -> None:
@@ -651,8 +656,8 @@ class Writer:
     def _put_writes(self, work: PutWrites) -> Exception | None:
         if (lost := self.lost(work.thread_id, work.leases)) is not None:
             return lost
+        noting = self._noting(work)
         space = self._space(work)
-        noting = self.is_noting(work.thread_id, work.leases)
         if any(len(write.value[1]) >= BESIDE for write in work.writes) and space.at is None:
             self._have_heads(space, None)
         keys: set[tuple[str, int]] = set()
@@ -738,6 +743,11 @@ class Writer:
     def is_open(self) -> bool:
         """Tell whether there is a connection."""
         return self._connection is not None
+
+
+def _is_plain(work: object) -> bool:
+    """Tell whether one statement may do it, among others."""
+    return isinstance(work, PutWrites) or (isinstance(work, Put) and work.on_conflict is None)
 
 
 def _is_merged(work: object) -> bool:
