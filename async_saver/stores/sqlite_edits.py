@@ -696,14 +696,6 @@ _FAULTS = {
             UNION SELECT namespace FROM blobs WHERE namespace NOT IN (SELECT namespace FROM former_namespaces)
         ) WHERE namespace NOT IN (SELECT id FROM namespaces)
     """,
-    "values that nothing needs": """
-        SELECT id FROM blobs b WHERE NOT is_current AND namespace NOT IN (SELECT namespace FROM former_namespaces)
-            AND NOT EXISTS (SELECT 1 FROM blobs o WHERE o.namespace = b.namespace AND o.base = b.id)
-            AND NOT EXISTS (SELECT 1 FROM writes w WHERE w.namespace = b.namespace AND w.base = b.id)
-            AND NOT EXISTS (
-                SELECT 1 FROM checkpoints c CROSS JOIN json_each(c.versions) v
-                WHERE c.namespace = b.namespace AND v.value = b.id)
-    """,
     "namespaces of no conversation": """
         SELECT id FROM namespaces WHERE conversation NOT IN (SELECT id FROM conversations)
     """,
