@@ -154,7 +154,9 @@ class File:
             wanted = ".".join(map(str, _LEAST_SQLITE))
             raise StorageError(f"SQLite {sqlite3.sqlite_version} is too old for this store; it needs {wanted} or later")
         # Each connection is used by one thread at a time, but before a fork it is closed by the one that forks.
-        return sqlite3.connect(path, self.timeout, isolation_level=None, check_same_thread=False, cached_statements=256)
+        return sqlite3.connect(
+            path, timeout=self.timeout, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
 
     def _make(self) -> Identity:
         """Make an empty file that only its owner may read; SQLite gives what it puts beside it the same mode."""
