@@ -212,7 +212,8 @@ async def test_a_url_makes_a_saver() -> None:
         "memory:",
         "memory://agents.db",
         "memory://?x=hunter2",
-        "sqlite:///hunter2.db",
+        "sqlite://hunter2/agents.db",
+        "sqlite:///agents.db?mode=hunter2",
         "postgresql://user:hunter2@host/db",
         "postgres://hunter2",
         "host=localhost password=hunter2",
@@ -223,7 +224,7 @@ async def test_a_url_makes_a_saver() -> None:
 )
 def test_another_url_is_refused_with_the_one_that_works(url: str) -> None:
     """And with nothing of it that may be a password."""
-    with pytest.raises(InvalidValueError, match="memory://") as caught:
+    with pytest.raises(InvalidValueError, match="memory://|sqlite:///agents.db|synchronous and timeout") as caught:
         AsyncSaver.from_conn_string(url)
     assert isinstance(caught.value, ValueError)
     assert "hunter2" not in str(caught.value)
