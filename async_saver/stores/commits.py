@@ -245,9 +245,8 @@ class Worker:
             calls.append(self._queue.get(wait, self._pause() if wait else None))
             while len(calls) < _MOST:
                 calls.append(self._queue.get(False))
-        if self._waiting:
-            with guard:
-                self._let_in()
+        with guard:
+            self._let_in()
         return calls
 
     def _let_in(self) -> None:

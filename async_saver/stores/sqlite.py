@@ -8,7 +8,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast, get_args
 from weakref import WeakSet, WeakValueDictionary, finalize
@@ -58,7 +57,7 @@ _RENEW = 10.0
 _FORGET = 24 * 3600.0  # seconds after which a lease that was given back is forgotten
 _TOUCH = 5.0  # seconds between two times that reads are noted as use
 _MOST_IDX = 2**63
-_MOST_EVICTED = 100  # conversations that go in one transaction
+_MOST_EVICTED = 250  # conversations that go in one transaction
 _PAGES = 1000  # of the file that are given back in one transaction
 _FIRST_PAGE, _LARGEST_PAGE = 4, 64  # checkpoints that are read at once, in a list
 _AT_EXIT = 5.0  # seconds that the end of the process waits for the end of a thread
@@ -159,7 +158,7 @@ class SQLiteStore(Store):
         return await self._engine.get(Place(thread_id, checkpoint_ns, checkpoint_id))
 
     def list(self, listing: Listing) -> AsyncIterator[StoredCheckpoint]:
-        """See `Store.list`."""
+        """See `Store.list`. It is read in pages; what another process deletes of one that was read is still shown."""
         if listing.thread_id is not None:
             self._touch(listing.thread_id)
         return _Found(self._engine, listing)
@@ -308,7 +307,7 @@ class SQLiteStore(Store):
         evicted = 0
         await engine.write(_forget_leases)
         if retention is not None:
-            await engine.write(engine.note_uses)
+            await engine.write(_NoteUses(engine))
             await engine.write(partial(_set_right, now=self._now(), since=self._since))
             if retention.ttl is not None:
                 evicted += await self._sweep_unused(retention)
@@ -565,7 +564,7 @@ _FENCE = "SELECT value FROM counters WHERE name = 'fence'"
 _GIVE = """
 INSERT OR REPLACE INTO leases (thread_id, fence, held, owner, since, holder, until) VALUES (?, ?, 1, ?, ?, ?, ?)
 """
-_END_LEASE = "UPDATE leases SET held = 0, fence = ? WHERE thread_id = ?"
+_END_LEASE = "UPDATE leases SET held = 0, fence = ?, since = ? WHERE thread_id = ?"
 _RENEW_ALL = "UPDATE leases SET until = ? WHERE held AND holder = ? AND fence IN (SELECT value FROM json_each(?))"
 _HELD = "SELECT thread_id, fence, held, owner, since, holder, until FROM leases INDEXED BY held_leases WHERE held"
 _OLD_LEASES = "DELETE FROM leases WHERE NOT held AND since < ?"
@@ -656,7 +655,7 @@ def _release(writer: Writer, lease: Lease, delete: bool) -> bool:
     if delete:
         edits.delete(connection, thread_id)
         writer.drop([thread_id])
-    connection.execute(_END_LEASE, (_next_fence(connection) if delete else lease.fence, thread_id))
+    connection.execute(_END_LEASE, (_next_fence(connection) if delete else lease.fence, time.time(), thread_id))
     edits.forget_notes(connection, thread_id)
     writer.held.pop(thread_id, None)
     return True
@@ -666,7 +665,7 @@ def _forget_leases(writer: Writer) -> None:
     """End the leases of processes that have ended, and forget those that were given back long ago."""
     for thread_id, *row in writer.connection.execute(_HELD).fetchall():
         if not _is_alive(cast(_Row, tuple(row)), writer.file):
-            writer.connection.execute(_END_LEASE, (row[0], thread_id))
+            writer.connection.execute(_END_LEASE, (row[0], time.time(), thread_id))
             edits.forget_notes(writer.connection, thread_id)
             writer.held.pop(thread_id, None)
     writer.connection.execute(_OLD_LEASES, (time.time() - _FORGET,))
@@ -953,7 +952,7 @@ class _Engine:
     async def close(self) -> None:
         """Do what is called for, and close the connections."""
         if self.touched and self.is_open():
-            await self.write(self.note_uses)
+            await self.write(_NoteUses(self))
         for worker in reversed(self._workers):
             await worker.end()
         if not self.is_open():
@@ -980,7 +979,8 @@ class _Engine:
             self._do_quietly(self._renew)
             self._renewed = now
         if self.touched and calls and now >= self._noted + _TOUCH:
-            self._do_quietly(self.note_uses)
+            self._do_quietly(_NoteUses(self))
+            self._noted = now
 
     def _do_quietly(self, work: Callable[[Writer], object]) -> None:
         """Do what nobody waits for: if it fails, it is done next time."""
@@ -992,15 +992,6 @@ class _Engine:
     def _renew(self, writer: Writer) -> None:
         renewed = (time.monotonic() + _LASTS, this_process(), packed([*self.leases.keys()]))
         writer.connection.execute(_RENEW_ALL, renewed)
-
-    def note_uses(self, writer: Writer) -> None:
-        """Note when conversations were read."""
-        uses = []
-        with suppress(KeyError):
-            while True:
-                uses.append(self.touched.popitem())
-        writer.connection.execute(_USE, {"uses": packed(uses), "lifetime": self.lifetime})
-        self._noted = time.monotonic()
 
     # The ends of stores and processes.
 
@@ -1036,6 +1027,25 @@ class _Engine:
             one.using.release()
 
 
+class _NoteUses:
+    """Notes in the file when conversations were read."""
+
+    def __init__(self, engine: _Engine) -> None:
+        self._engine = engine
+        self._uses: dict[str, float] = {}
+
+    def __call__(self, writer: Writer) -> None:
+        self._uses = self._engine.touched.copy()
+        uses = {"uses": packed([*self._uses.items()]), "lifetime": self._engine.lifetime}
+        writer.connection.execute(_USE, uses)
+
+    def committed(self, result: object) -> None:
+        """Forget what is noted now."""
+        for thread_id, when in self._uses.items():
+            if self._engine.touched.get(thread_id) == when:
+                self._engine.touched.pop(thread_id, None)
+
+
 class _Looking:
     """Something that is read by the connection that writes, where there is no other."""
 
@@ -1050,8 +1060,14 @@ _engines: WeakSet[_Engine] = WeakSet()
 _forking: list[_Engine] = []
 
 
+_fork = threading.RLock()
+"""Held by a thread that forks: another one that does so at the same time comes after it."""
+
+
 def _before_fork() -> None:
-    _forking[:] = [*_engines]
+    _fork.acquire()
+    with guard:
+        _forking[:] = [*_engines]
     for engine in _forking:
         engine.before_fork()
 
@@ -1060,6 +1076,7 @@ def _after_fork(in_child: bool) -> None:
     for engine in _forking:
         engine.after_fork(in_child)
     _forking.clear()
+    _fork.release()
 
 
 if hasattr(os, "register_at_fork"):

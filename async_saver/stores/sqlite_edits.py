@@ -158,7 +158,8 @@ TEMPORARY = (
     "CREATE TEMP TABLE stay (id INTEGER PRIMARY KEY)",
     "CREATE TEMP TABLE marks (id INTEGER, channel TEXT, PRIMARY KEY (id, channel)) WITHOUT ROWID",
     "CREATE TEMP TABLE alive (id INTEGER PRIMARY KEY, is_named INTEGER)",
-    "CREATE TEMP TABLE present (namespace INTEGER, checkpoint_id TEXT, hidden INTEGER)",
+    "CREATE TEMP TABLE present (checkpoint_ns TEXT, checkpoint_id TEXT, hidden INTEGER)",
+    "CREATE TEMP TABLE present_writes (checkpoint_ns TEXT, checkpoint_id TEXT, task_id TEXT, idx INTEGER)",
     *_view("lot", _COLUMNS, _UNCHANGED, _PUT_CONVERSATIONS, _PUT_REST),
     *_view("lot_and_more", _MORE_COLUMNS, _UNCHANGED, _PUT_CONVERSATIONS, _PUT_NAMESPACES, _NOTE, _PUT_REST, _PUT_RUNS),
 )
@@ -239,7 +240,7 @@ _NOTE_ALL = (
     """,
     f"""
     INSERT OR IGNORE INTO former_blobs (thread_id, id, was)
-    SELECT :thread_id, id, 1 FROM blobs WHERE is_current AND namespace IN ({_OWN})
+    SELECT :thread_id, id, 1 FROM blobs WHERE aside = 0 AND namespace IN ({_OWN})
     """,
     f"""
     INSERT OR IGNORE INTO former_writes
@@ -297,22 +298,22 @@ def forget_notes(connection: sqlite3.Connection, thread_id: str) -> None:
         connection.execute(f"DELETE FROM {table} WHERE thread_id = :thread_id", place)
 
 
-_MADE_OF = "SELECT {key}, data FROM {table} WHERE base = ?"
-_KEYS = {
-    "blobs": "id",
-    "writes": "namespace, checkpoint_id, task_id, idx",
-    "former_writes": "thread_id, checkpoint_ns, checkpoint_id, task_id, idx",
+_NAMESPACE_OF = "(SELECT namespace FROM blobs WHERE id = :row)"
+_MADE_OF = {
+    "blobs": ("id", f"namespace = {_NAMESPACE_OF} AND base = :row"),
+    "writes": ("namespace, checkpoint_id, task_id, idx", f"namespace = {_NAMESPACE_OF} AND base = :row"),
+    "former_writes": ("thread_id, checkpoint_ns, checkpoint_id, task_id, idx", "base = :row"),
 }
 
 
 def detach(connection: sqlite3.Connection, row: int) -> None:
     """Have nothing be made of a value any more, as that changes."""
     base = chains_of(connection, [row])[row].value
-    for table, key in _KEYS.items():
-        for *place, parts in connection.execute(_MADE_OF.format(key=key, table=table), (row,)).fetchall():
-            number = ", number = 0" if table == "blobs" else ""
-            marks = ", ".join("?" * len(place))
-            whole = restored([parts], base)
+    for table, (key, which) in _MADE_OF.items():
+        found = connection.execute(f"SELECT {key}, data FROM {table} WHERE {which}", {"row": row}).fetchall()
+        number = ", number = 0" if table == "blobs" else ""
+        for *place, parts in found:
+            whole, marks = restored([parts], base), ", ".join("?" * len(place))
             connection.execute(
                 f"UPDATE {table} SET base = NULL, data = ?{number} WHERE ({key}) = ({marks})", (whole, *place)
             )
@@ -357,22 +358,22 @@ _UNDO = (
     """,
     # What the session added goes, unless others name it.
     """
-    UPDATE blobs SET is_current = 0 WHERE is_current AND namespace = :namespace
+    UPDATE blobs SET aside = id WHERE aside = 0 AND namespace = :namespace
         AND id IN (SELECT id FROM former_blobs WHERE thread_id = :thread_id AND NOT was)
         AND id NOT IN (
             SELECT v.value FROM checkpoints c CROSS JOIN json_each(c.versions) v WHERE c.namespace = :namespace)
     """,
     # What was there is found again, unless others have put another one of that name.
     """
-    UPDATE OR IGNORE blobs SET is_current = 1 WHERE NOT is_current AND namespace = :namespace
+    UPDATE OR IGNORE blobs SET aside = 0 WHERE aside <> 0 AND namespace = :namespace
         AND id IN (SELECT id FROM former_blobs WHERE thread_id = :thread_id AND was)
     """,
 )
 # Others have named meanwhile what the session had taken away.
 _NAMED_ONLY = """
 SELECT o.id, b.id, b.kind FROM former_blobs f JOIN blobs b ON b.id = f.id
-JOIN blobs o ON o.namespace = b.namespace AND o.channel = b.channel AND o.version = b.version AND o.is_current
-WHERE f.thread_id = :thread_id AND f.was AND NOT b.is_current AND o.kind IS NULL AND b.kind IS NOT NULL
+JOIN blobs o ON o.namespace = b.namespace AND o.channel = b.channel AND o.version = b.version AND o.aside = 0
+WHERE f.thread_id = :thread_id AND f.was AND b.aside <> 0 AND o.kind IS NULL AND b.kind IS NOT NULL
 """
 
 
@@ -397,7 +398,7 @@ def undo(connection: sqlite3.Connection, thread_id: str, namespace_of: Namespace
 
 # Deleting and pruning.
 
-_HIDE_VALUES = f"UPDATE blobs SET is_current = 0 WHERE is_current AND namespace IN ({_OWN})"
+_HIDE_VALUES = f"UPDATE blobs SET aside = id WHERE aside = 0 AND namespace IN ({_OWN})"
 _DELETE_VALUES = f"DELETE FROM blobs WHERE namespace IN ({_OWN})"
 _DELETE = (
     *(f"DELETE FROM {table} WHERE namespace IN ({_OWN})" for table in ("checkpoints", "writes", "runs")),
@@ -493,9 +494,9 @@ _TIDY = (
     WHERE c.namespace = :namespace
     """,
     """
-    INSERT OR IGNORE INTO alive SELECT id, 1 FROM blobs WHERE :orphans AND is_current AND namespace = :namespace
+    INSERT OR IGNORE INTO alive SELECT id, 1 FROM blobs WHERE :orphans AND aside = 0 AND namespace = :namespace
     """,
-    "UPDATE blobs SET is_current = 0 WHERE is_current AND namespace = :namespace AND id NOT IN (SELECT id FROM alive)",
+    "UPDATE blobs SET aside = id WHERE aside = 0 AND namespace = :namespace AND id NOT IN (SELECT id FROM alive)",
     """
     INSERT OR IGNORE INTO alive WITH RECURSIVE needed (id) AS (
         SELECT b.base FROM alive CROSS JOIN blobs b ON b.id = alive.id WHERE b.base IS NOT NULL
@@ -507,7 +508,7 @@ _TIDY = (
     SELECT id, 0 FROM needed
     """,
     """
-    DELETE FROM blobs WHERE NOT :keeps_values AND NOT is_current AND namespace = :namespace
+    DELETE FROM blobs WHERE NOT :keeps_values AND aside <> 0 AND namespace = :namespace
         AND id NOT IN (SELECT id FROM alive)
     """,
     "DELETE FROM runs WHERE namespace = :namespace",
@@ -525,7 +526,7 @@ SELECT EXISTS (SELECT 1 FROM checkpoints WHERE namespace = :namespace AND NOT hi
     OR EXISTS (SELECT 1 FROM writes WHERE namespace = :namespace)
 """
 _DELETE_NAMESPACE = (
-    "UPDATE blobs SET is_current = 0 WHERE is_current AND namespace = :namespace",
+    "UPDATE blobs SET aside = id WHERE aside = 0 AND namespace = :namespace",
     "DELETE FROM blobs WHERE NOT :keeps_values AND namespace = :namespace",
     "DELETE FROM checkpoints WHERE namespace = :namespace",
     "DELETE FROM runs WHERE namespace = :namespace",
@@ -605,33 +606,46 @@ def _begin(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM marks")
 
 
-_BEFORE_OTHERS = f"""
-INSERT INTO present SELECT namespace, checkpoint_id, hidden FROM checkpoints WHERE namespace IN ({_OWN})
-"""
-_AFTER_OTHERS = """
-DELETE FROM former_checkpoints WHERE thread_id = :thread_id AND was AND (checkpoint_ns, checkpoint_id) IN (
-    SELECT n.checkpoint_ns, p.checkpoint_id FROM present p JOIN namespaces n ON n.id = p.namespace
-    LEFT JOIN checkpoints c ON c.namespace = p.namespace AND c.checkpoint_id = p.checkpoint_id
-    WHERE c.id IS NULL OR c.hidden <> p.hidden)
-"""
-_AFTER_OTHERS_WRITES = """
-DELETE FROM former_writes WHERE thread_id = :thread_id AND was AND (checkpoint_ns, checkpoint_id) IN (
-    SELECT n.checkpoint_ns, p.checkpoint_id FROM present p JOIN namespaces n ON n.id = p.namespace
-    LEFT JOIN checkpoints c ON c.namespace = p.namespace AND c.checkpoint_id = p.checkpoint_id
-    WHERE c.id IS NULL OR c.hidden <> p.hidden)
-"""
+_BEFORE_OTHERS = (
+    _NOTE_NAMESPACES,
+    "DELETE FROM present",
+    "DELETE FROM present_writes",
+    f"""
+    INSERT INTO present SELECT n.checkpoint_ns, c.checkpoint_id, c.hidden
+    FROM checkpoints c JOIN namespaces n ON n.id = c.namespace WHERE n.id IN ({_OWN})
+    """,
+    f"""
+    INSERT INTO present_writes SELECT n.checkpoint_ns, w.checkpoint_id, w.task_id, w.idx
+    FROM writes w JOIN namespaces n ON n.id = w.namespace WHERE n.id IN ({_OWN})
+    """,
+)
+_AFTER_OTHERS = (
+    f"""
+    DELETE FROM former_checkpoints WHERE thread_id = :thread_id AND was AND (checkpoint_ns, checkpoint_id) IN (
+        SELECT checkpoint_ns, checkpoint_id FROM present EXCEPT
+        SELECT n.checkpoint_ns, c.checkpoint_id FROM checkpoints c JOIN namespaces n ON n.id = c.namespace
+        JOIN present p
+        ON p.checkpoint_ns = n.checkpoint_ns AND p.checkpoint_id = c.checkpoint_id AND p.hidden = c.hidden
+        WHERE n.id IN ({_OWN}))
+    """,
+    f"""
+    DELETE FROM former_writes WHERE thread_id = :thread_id AND was AND (checkpoint_ns, checkpoint_id, task_id, idx) IN (
+        SELECT checkpoint_ns, checkpoint_id, task_id, idx FROM present_writes EXCEPT
+        SELECT n.checkpoint_ns, w.checkpoint_id, w.task_id, w.idx
+        FROM writes w JOIN namespaces n ON n.id = w.namespace WHERE n.id IN ({_OWN}))
+    """,
+)
 
 
 def before_others(connection: sqlite3.Connection, thread_id: str) -> None:
     """Remember what is there, before somebody else than a session prunes its conversation."""
-    connection.execute(_NOTE_NAMESPACES, {"thread_id": thread_id})
-    connection.execute("DELETE FROM present")
-    connection.execute(_BEFORE_OTHERS, {"thread_id": thread_id})
+    for statement in _BEFORE_OTHERS:
+        connection.execute(statement, {"thread_id": thread_id})
 
 
 def after_others(connection: sqlite3.Connection, thread_id: str) -> None:
     """Take the notes of what has gone away."""
-    for statement in (_AFTER_OTHERS, _AFTER_OTHERS_WRITES):
+    for statement in _AFTER_OTHERS:
         connection.execute(statement, {"thread_id": thread_id})
 
 
@@ -651,8 +665,9 @@ _COPY = (
     FROM checkpoints c WHERE namespace = :source
     """,
     """
-    INSERT INTO blobs (id, namespace, is_current, channel, version, kind, number, base, data)
-    SELECT id + :more, :target, is_current, channel, version, kind, number, base + :more, data
+    INSERT INTO blobs (id, namespace, aside, channel, version, kind, number, base, data)
+    SELECT id + :more, :target, CASE aside WHEN 0 THEN 0 ELSE id + :more END, channel, version, kind, number,
+        base + :more, data
     FROM blobs WHERE namespace = :source
     """,
     f"""

@@ -51,14 +51,14 @@ CREATE UNIQUE INDEX checkpoints_in_order ON checkpoints (namespace, checkpoint_i
 CREATE INDEX checkpoints_of_all ON checkpoints (checkpoint_id);
 CREATE INDEX hidden_checkpoints ON checkpoints (namespace, checkpoint_id) WHERE hidden;
 
--- The values of channel versions. is_current: whether it is found by its name, and is not there for others only; kind:
--- NULL where a version was named and never stored; data: the value, or where there is a base, how it differs from that.
+-- The values of channel versions. aside: 0 for one that is found by its name, its own id for one that is there only for
+-- what is made of it, or names it; kind: NULL where a version was named and never stored; data: the value, or where
+-- there is a base, how it differs from that.
 CREATE TABLE blobs (
-    id INTEGER PRIMARY KEY, namespace INTEGER NOT NULL, is_current INTEGER NOT NULL DEFAULT 1, channel TEXT NOT NULL,
+    id INTEGER PRIMARY KEY, namespace INTEGER NOT NULL, aside INTEGER NOT NULL DEFAULT 0, channel TEXT NOT NULL,
     version TEXT NOT NULL, kind TEXT, number INTEGER NOT NULL, base INTEGER, data BLOB NOT NULL
 );
-CREATE UNIQUE INDEX blobs_by_name ON blobs (namespace, channel, version) WHERE is_current;
-CREATE INDEX blobs_for_others ON blobs (namespace) WHERE NOT is_current;
+CREATE UNIQUE INDEX blobs_by_name ON blobs (namespace, channel, version, aside);
 
 CREATE TABLE writes (
     namespace INTEGER NOT NULL, checkpoint_id TEXT NOT NULL, task_id TEXT NOT NULL, idx INTEGER NOT NULL,
@@ -289,7 +289,7 @@ def error_of(exc: BaseException, file: File) -> StorageError:
     """Return what to raise for an error of SQLite or of the system."""
     if isinstance(exc, StorageError):
         return exc
-    message = str(exc)
+    message = "too big" if isinstance(exc, OverflowError) else str(exc)
     for part, why in _WHY.items():
         if part in message:
             text = f"{file.name()} could not be used: {why.format(timeout=file.timeout)} ({message})"

@@ -61,21 +61,21 @@ class Get(NamedTuple):
 
 def version_text(version: str | float) -> str:
     """Return a channel's version as it is stored: numbers as Python writes them, text behind a mark."""
-    return f"={version}" if isinstance(version, str) else repr(version)
+    if isinstance(version, str):
+        return f"={version}"
+    if isinstance(version, int) or version.is_integer():
+        return repr(int(version))  # numbers that are equal are one version
+    return float.__repr__(version)
 
 
 def version_of(stored: str) -> str | int | float:
     """Return a version that was stored."""
     if stored[0] == "=":
         return stored[1:]
-    return {"True": True, "False": False}[stored] if stored[0] in "TF" else _number(stored)
-
-
-def _number(text: str) -> int | float:
     try:
-        return int(text)
+        return int(stored)
     except ValueError:
-        return float(text)
+        return float(stored)
 
 
 # The checkpoints that are asked for: by places, or by ids of rows. No text is greater than a blob of no bytes.

@@ -101,7 +101,7 @@ LEFT JOIN namespaces n ON n.conversation = t.id AND n.checkpoint_ns = json_extra
 _FIND_NAMES = """
 SELECT json_group_array(json_array(a.key, b.id)) FROM json_each(?) a CROSS JOIN blobs b
 ON b.namespace = json_extract(a.value, '$[0]') AND b.channel = json_extract(a.value, '$[1]')
-    AND b.version = json_extract(a.value, '$[2]') AND b.is_current
+    AND b.version = json_extract(a.value, '$[2]') AND b.aside = 0
 """
 _HEADS = """
 SELECT c.checkpoint_id, json_group_array(json_array(b.channel, b.id)) FROM checkpoints c
@@ -177,6 +177,7 @@ class Writer:
         self._data_version = data_version
         self._spaces: OrderedDict[tuple[str, str], _Space] = OrderedDict()
         self._conversations: dict[str, int] = {}
+        self._names: dict[str, set[str]] = {}  # by thread_id, the namespaces that are in `_spaces`
         self._chains: OrderedDict[int, Chain] = OrderedDict()
         self._chains_size = 0
         self._counts: dict[str, int] = {}  # the greatest ids
@@ -282,7 +283,7 @@ class Writer:
             self._look_for_the_file()
         except BaseException as exc:
             self._roll_back(exc)
-            if isinstance(exc, (sqlite3.Error, OSError)):
+            if isinstance(exc, (sqlite3.Error, OSError, OverflowError)):
                 raise error_of(exc, self.file) from exc
             raise
         self._see_removals()
@@ -341,7 +342,7 @@ class Writer:
             call.error = exc
 
     def _error(self, exc: Exception) -> Exception:
-        if not isinstance(exc, (sqlite3.Error, OSError)):
+        if not isinstance(exc, (sqlite3.Error, OSError, OverflowError)):
             return exc
         error = error_of(exc, self.file)
         error.__cause__ = exc
@@ -363,6 +364,8 @@ class Writer:
             (greatest,) = connection.execute(f"SELECT max(id) FROM {table}").fetchone()
             self._counts[table] = greatest or 0
         self.next_id = 1 + self._counts["blobs"]
+        (kept,) = connection.execute("SELECT max(namespace) FROM former_namespaces").fetchone()
+        self._counts["namespaces"] = max(self._counts["namespaces"], kept or 0)
         self.held = dict(connection.execute("SELECT thread_id, fence FROM leases INDEXED BY held_leases WHERE held"))
 
     def _roll_back(self, exc: BaseException) -> None:
@@ -375,7 +378,8 @@ class Writer:
                 connection.execute("ROLLBACK")
         except sqlite3.Error:
             self.close()
-        if self.file.path is not None and isinstance(exc, (sqlite3.Error, OSError)) and "locked" not in str(exc):
+        fault = isinstance(exc, (sqlite3.Error, OSError)) and not isinstance(exc, sqlite3.IntegrityError)
+        if self.file.path is not None and fault and "locked" not in str(exc):
             self.close()  # the file may be another one next time
 
     def _look_for_the_file(self) -> None:
@@ -427,9 +431,12 @@ class Writer:
             elif space is not None:  # all that was for it was refused
                 del self._spaces[work.thread_id, work.checkpoint_ns]
         while len(self._spaces) > _SPACES:
-            self._spaces.popitem(last=False)
-        if len(self._conversations) > _SPACES:
-            self._conversations.clear()
+            (thread_id, checkpoint_ns), _ = self._spaces.popitem(last=False)
+            names = self._names.get(thread_id, set())
+            names.discard(checkpoint_ns)
+            if not names:
+                self._names.pop(thread_id, None)
+                self._conversations.pop(thread_id, None)
         return results
 
     def _find_spaces(self, works: Iterable[Put | PutWrites]) -> None:
@@ -443,6 +450,7 @@ class Writer:
             if namespace is not None:
                 self._spaces[unknown[number]] = _Space(conversation, namespace, is_new=False)
         for place in unknown:
+            self._names.setdefault(place[0], set()).add(place[1])
             if place not in self._spaces:
                 self._spaces[place] = _Space(0, 0, is_new=True)
 
@@ -716,12 +724,13 @@ class Writer:
 
     def drop(self, thread_ids: Iterable[str]) -> None:
         """Know nothing by heart of conversations that have been changed otherwise."""
-        gone = {*thread_ids}
-        for place in [place for place in self._spaces if place[0] in gone]:
-            del self._spaces[place]
-        for thread_id in gone:
+        for thread_id in {*thread_ids}:
             self._conversations.pop(thread_id, None)
-        self._forget_chains()
+            for checkpoint_ns in self._names.pop(thread_id, ()):
+                space = self._spaces.pop((thread_id, checkpoint_ns), None)
+                for row in space.heads.values() if space is not None else ():
+                    gone = self._chains.pop(row, None)
+                    self._chains_size -= gone.size() if gone is not None else 0
         self._latest = (None, 0.0)
         self._removes = True
 
