@@ -46,7 +46,7 @@ def tests_without_trio(session: nox.Session) -> None:
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "trio")
     # Without those that take long, and look at what happens on a loop and not at which loops there are, or at none.
     loops = ("cancellation", "conflicts", "forks", "interrupts", "leases", "machine", "pace", "store_contract")
-    slow = _without(*loops, "agent_server", "history", "serde")
+    slow = _without(*loops, "agent_server", "history", "serde", "sqlite_faults", "sqlite_files", "sqlite_oracle")
     session.run("python", "-m", "pytest", *slow, *session.posargs)
 
 
@@ -65,6 +65,6 @@ def examples(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """The tests with branch coverage, all but those that do the same things at many moments."""
     session.install("-e", ".[dev]", "coverage[toml]")
-    same = _without("agent_server", "cancellation", "interrupts", "leases", "locks", "machine")
+    same = _without("agent_server", "cancellation", "interrupts", "leases", "locks", "machine", "sqlite_faults")
     session.run("coverage", "run", "-m", "pytest", *same, *session.posargs)
     session.run("coverage", "report")
