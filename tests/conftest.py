@@ -1,12 +1,15 @@
 """Fixtures: every backend, every store."""
 
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from async_saver import AsyncSaver, MemoryStore, Store
+from async_saver import AsyncSaver, Store
+from tests.stores import STORES, NewStore
 
 settings.register_profile("always the same", derandomize=True, deadline=None)
 settings.load_profile("always the same")
@@ -16,6 +19,20 @@ if find_spec("uvloop"):
     _BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
 if find_spec("trio"):
     _BACKENDS.append(pytest.param("trio", id="trio"))
+
+
+_ON_UVLOOP_OVER_A_FILE = ("test_conformance", "test_promises", "test_semantics")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run over a file on uvloop only what shows whether its calls come back there: all else is asyncio's."""
+    items[:] = [one for one in items if not _is_one_too_many(one)]
+
+
+def _is_one_too_many(item: pytest.Item) -> bool:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    on_uvloop = params.get("anyio_backend") == ("asyncio", {"use_uvloop": True})
+    return on_uvloop and params.get("new_store") == "sqlite" and item.path.stem not in _ON_UVLOOP_OVER_A_FILE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,14 +48,25 @@ def anyio_backend(request: pytest.FixtureRequest) -> object:
     return request.param
 
 
-@pytest.fixture(params=[MemoryStore])
-def store(request: pytest.FixtureRequest) -> Store:
-    """Every store, empty."""
-    made: Store = request.param()
+@pytest.fixture(params=STORES)
+def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewStore]:
+    """What makes empty stores, of every kind. In the end they are closed."""
+    with NewStore(request.param, tmp_path) as made:
+        yield made
+
+
+in_memory = pytest.mark.parametrize("new_store", ["memory"], indirect=True)
+"""For what only a `MemoryStore` has."""
+
+
+@pytest.fixture
+def store(new_store: NewStore) -> Store:
+    """An empty store, of every kind."""
+    made: Store = new_store()
     return made
 
 
 @pytest.fixture
 def saver(store: Store) -> AsyncSaver:
-    """A saver over every store."""
+    """A saver over an empty store of every kind."""
     return AsyncSaver(store=store)

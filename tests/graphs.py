@@ -2,6 +2,8 @@
 
 import operator
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypedDict
 
 from langchain_core.messages import AIMessage, HumanMessage
@@ -13,7 +15,9 @@ from langgraph.func import entrypoint, task
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, Send, StateSnapshot, interrupt
 
-from async_saver import AsyncSaver
+from async_saver import AsyncSaver, MemoryStore
+from async_saver.stores.sqlite import SQLiteStore
+from tests.stores import path_of
 
 Saver = BaseCheckpointSaver[str]
 
@@ -203,9 +207,12 @@ def answers(snapshot: StateSnapshot) -> Command[Any]:
 
 
 async def alike(program: Callable[[Saver], Awaitable[Any]]) -> Any:
-    """Run a program on InMemorySaver and on AsyncSaver, and return what both gave."""
+    """Run a program on InMemorySaver and on AsyncSaver, in memory and over a file, and return what all gave."""
     theirs, ours = await program(InMemorySaver()), await program(AsyncSaver())
     assert ours == theirs
+    with TemporaryDirectory() as folder:
+        async with AsyncSaver(store=SQLiteStore(Path(folder) / "file")) as saver:
+            assert await program(saver) == theirs
     return ours
 
 
@@ -213,11 +220,17 @@ def alike_sync(program: Callable[[Saver], Any]) -> Any:
     """See `alike`."""
     theirs, ours = program(InMemorySaver()), program(AsyncSaver())
     assert ours == theirs
+    with TemporaryDirectory() as folder, AsyncSaver(store=SQLiteStore(Path(folder) / "file")) as saver:
+        assert program(saver) == theirs
     return ours
 
 
 def stored_bytes(saver: AsyncSaver) -> bytes:
-    """Everything that a saver shows to hold, in one piece."""
+    """Everything that a saver shows to hold, or has in its file, in one piece."""
+    if not isinstance(saver._shared.store, MemoryStore):
+        with saver:  # it is closed in the end
+            pass
+        return Path(path_of(saver._shared.store)).read_bytes()
     return b"\n".join(_bytes_in([saver.storage, saver.writes, saver.blobs]))
 
 

@@ -11,9 +11,11 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint as yield_to_loop
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple
 
-from async_saver import AsyncSaver, MemoryStore, ThreadExistsError
+from async_saver import AsyncSaver, Store, ThreadExistsError
 from async_saver.records import StoredCheckpoint
+from async_saver.stores.sqlite import SQLiteStore
 from tests.build import all_of, checkpoint, config
+from tests.stores import NewStore, settled, writes_of
 
 Place = tuple[str, str]
 """`(checkpoint_ns, checkpoint_id)`."""
@@ -171,6 +173,10 @@ class Model:
             checkpoint_id = max((i for n, i in conversation.checkpoints if n == ns), default="")
         return conversation.read((ns, checkpoint_id))
 
+    def look(self, call: Call) -> Any:
+        """What a reading call returns, or of a copy, whether it is refused."""
+        return call.args[1] in self.conversations if call.name == "copy_thread" else self.read(*call.args)
+
     def everything(self) -> Mapping[str, Any]:
         """All that a saver shows."""
         return {
@@ -196,14 +202,17 @@ def plain(found: CheckpointTuple | None) -> tuple[Any, ...] | None:
 async def everything(saver: AsyncSaver) -> Mapping[str, Any]:
     """All that a saver shows, as the model has it."""
     writes: dict[str, Any] = defaultdict(dict)
-    for (thread_id, *place), stored in saver.writes.items():
+    for (thread_id, *place), stored in writes_of(saver).items():
         read = {
             key: (task, channel, saver.serde.loads_typed(value)) for key, (task, channel, value, _) in stored.items()
         }
         writes[thread_id][tuple(place)] = read
     shown = {}
     for thread_id in await all_of(saver.athread_ids()):
-        found = [plain(one) async for one in saver.alist({"configurable": {"thread_id": thread_id}})]
+        found: list[Any] = [plain(one) async for one in saver.alist({"configurable": {"thread_id": thread_id}})]
+        ids = [one[0][1] for one in found]
+        assert ids == sorted(ids, reverse=True)
+        found.sort(key=lambda one: one[0][::-1], reverse=True)  # those of one id come in any order
         shown[thread_id] = (found, writes.pop(thread_id, {}))
     assert not writes
     return shown
@@ -216,28 +225,66 @@ class Task:
     call: Call
     delays: tuple[int, int, int] = (0, 0, 0)
     cancel_after: int | None = None  # turns
-    looked_at: int | None = None  # how many calls had taken effect when this one looked at what is stored
+    # How many calls had taken effect when this one looked at what is stored, at least and at most.
+    looked_at: tuple[int, int] | None = None
 
 
 _task: ContextVar[Task] = ContextVar("_task")
 
 
-class Watched(MemoryStore):
-    """Delays each call as its task says, and notes which have taken effect, in order."""
+class Watched(Store):
+    """Delays each call as its task says, and notes which have taken effect, in order.
 
-    def __init__(self) -> None:
-        super().__init__()
+    A store that takes calls in their order has them at once.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.log: list[Call] = []
         self._writing: list[str] = []
+        self._under_way = 0
+        if isinstance(self, SQLiteStore):
+            self._log_commits(self._engine)
+
+    def _log_commits(self, engine: Any) -> None:
+        """Have the committer thread note what it has done, in its order, also for callers who did not stay."""
+        write, do = engine.write, engine._commits._do
+        noted: dict[int, tuple[object, Call]] = {}
+
+        def noted_write(work: Any) -> Any:
+            if (task := _task.get(None)) is not None:
+                noted[id(work)] = (work, task.call)
+            return write(work)
+
+        def noted_do(lot: Sequence[Any]) -> None:
+            calls = [(one, noted.pop(id(one.work))[1]) for one in lot if id(one.work) in noted]
+            self._under_way = len(calls)
+            do(lot)
+            self.log += [call for one, call in calls if one.error is None]
+            self._under_way = 0
+
+        engine.write, engine._commits._do = noted_write, noted_do
+
+    def now(self) -> int:
+        """How many calls may have taken effect."""
+        return len(self.log) + self._under_way
 
     async def _write(self, write: Callable[..., Any], *args: Any) -> None:
         task = _task.get()
+        if self.in_order:
+            begun = len(self.log)
+            try:
+                await write(*args)
+            finally:
+                task.looked_at = (begun, self.now())
+            await turns(task.delays[2])
+            return
         for thread_id in task.call.thread_ids:
             assert thread_id not in self._writing, f"two writes of conversation {thread_id} at once"
         self._writing += task.call.thread_ids
         try:
             await turns(task.delays[1])
-            task.looked_at = len(self.log)
+            task.looked_at = (len(self.log), len(self.log))
             await write(*args)
             self.log.append(task.call)
             await turns(task.delays[2])
@@ -267,7 +314,10 @@ class Watched(MemoryStore):
         task = _task.get(None)
         if task is not None and task.call.name == "get_tuple":
             await turns(task.delays[1])
-            task.looked_at = len(self.log)
+            begun = len(self.log)
+            found = await super().get(*args)
+            task.looked_at = (begun, self.now())
+            return found
         return await super().get(*args)
 
 
@@ -281,17 +331,18 @@ class Trial:
     """A saver under many calls at once, and the model that it is held to.
 
     Args:
-        store: The class of the store, which may have a bug planted beneath `Watched`.
+        new_store: Makes the store.
+        bugs: What may be planted in it, beneath `Watched`.
         saver: The class of the saver.
     """
 
-    def __init__(self, store: type[MemoryStore] = MemoryStore, saver: type[AsyncSaver] = AsyncSaver) -> None:
-        self.store: Watched = type("Store", (Watched, store), {})()
+    def __init__(self, new_store: NewStore, *bugs: type[Store], saver: type[AsyncSaver] = AsyncSaver) -> None:
+        self.store: Any = new_store(Watched, *bugs)
         self.saver = saver(store=self.store)
         self.model = Model()
         self.cancelled = 0
         self._called: list[Call] = []
-        self._reads: list[tuple[int, Call, Any]] = []
+        self._reads: list[tuple[tuple[int, int], Call, Any]] = []
         self._lists: list[tuple[int, int, str, list[Any]]] = []
 
     async def run(self, batch: Sequence[Task]) -> None:
@@ -312,7 +363,7 @@ class Trial:
                 await self._call(task)
             except ThreadExistsError:
                 assert task.looked_at is not None
-                self._reads.append((task.looked_at, task.call, None))
+                self._reads.append((task.looked_at, task.call, True))
             finally:
                 _task.reset(token)
         self.cancelled += scope.cancelled_caught
@@ -338,7 +389,7 @@ class Trial:
             async for one in saver.alist({"configurable": {"thread_id": args[0]}}):
                 found_all.append(plain(one))
                 await turns(task.delays[1])
-            self._lists.append((begun, len(self.store.log), args[0], found_all))
+            self._lists.append((begun, self.store.now(), args[0], found_all))
         elif call.name == "prune":
             await saver.aprune(args[0], strategy=args[1])
         else:
@@ -349,22 +400,28 @@ class Trial:
 
         The calls that took effect are the store's log; what was called and cancelled is in it or has done nothing.
         """
+        await settled(self.store)
         self._check_order()
         seen: dict[int, list[dict[Place, Any]]] = defaultdict(list)
+        unexplained: dict[int, Any] = dict.fromkeys(range(len(self._reads)), ...)
         for index in range(len(self.store.log) + 1):
-            for _, call, result in [one for one in self._reads if one[0] == index]:
-                if call.name == "copy_thread":
-                    assert call.args[1] in self.model.conversations
-                else:
-                    assert result == self.model.read(*call.args), (call, index)
+            for number in [*unexplained]:
+                (begun, ended), call, result = self._reads[number]
+                if begun <= index <= ended:
+                    expected = self.model.look(call)
+                    if result == expected:
+                        del unexplained[number]
+                    else:
+                        unexplained[number] = (call, index, result, expected)
             for number, (begun, ended, thread_id, _) in enumerate(self._lists):
                 if begun <= index <= ended:
                     conversation = self.model.conversations.get(thread_id, Conversation())
                     seen[number].append({place: conversation.read(place) for place in conversation.places()})
             if index < len(self.store.log):
                 self.model.apply(self.store.log[index])
+        assert not unexplained, [*unexplained.values()]
         for number, (_, _, _, found) in enumerate(self._lists):
-            _check_list(found, seen[number])
+            (_check_pages if isinstance(self.store, SQLiteStore) else _check_list)(found, seen[number])
         assert await everything(self.saver) == self.model.everything()
         self.store.check()
         assert len(self.saver._shared.locks) == 0
@@ -390,6 +447,16 @@ def _check_list(found: list[Any], states: list[dict[Place, Any]]) -> None:
     for one in found:
         assert any(state.get(one[0]) == one for state in states), one
     for place in at_first:
+        assert place in given or any(place not in state for state in states), place
+
+
+def _check_pages(found: list[Any], states: list[dict[Place, Any]]) -> None:
+    """As `_check_list`, where the beginning is some time, and what is put below where the list is may appear."""
+    given = [one[0] for one in found]
+    assert given == sorted({*given}, key=lambda place: (place[1], -given.index(place)), reverse=True), given
+    for one in found:
+        assert any(state.get(one[0]) == one for state in states), one
+    for place in states[0]:
         assert place in given or any(place not in state for state in states), place
 
 

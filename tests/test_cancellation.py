@@ -5,12 +5,15 @@ import copy
 import gc
 import math
 import random
+import sqlite3
 import sys
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import closing, suppress
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -34,6 +37,8 @@ from async_saver.records import EMPTY, WriteRecord
 from async_saver.stores import memory
 from tests.build import all_of, checkpoint, config, listed, put
 from tests.conftest import _BACKENDS
+from tests.stores import NewStore, path_of, settled
+from tests.stores import contents as all_contents
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +54,7 @@ def _every_await_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_LARGE", 0)
 
 
-# The stores: the memory store itself, and one that waits as a disk or a server makes it wait.
+# The stores: the memory store itself, one that waits as a disk or a server makes it wait, and one of a file.
 
 
 def _waiting(name: str, before: bool = True, after: bool = True) -> Any:
@@ -103,12 +108,33 @@ class WaitingSteps(AsyncIterator[Any]):
         return await anext(self.inner)
 
 
-STORES: list[Callable[[MemoryStore], Store]] = [lambda inner: inner, Waiting]
+KINDS = ["memory", "waiting", "file"]
 
 
-async def filled(numbers: int = 6, namespaces: "tuple[str, ...]" = ("", "child:1")) -> MemoryStore:
+@pytest.fixture
+def new_store(kind: str, tmp_path: Path) -> Iterator[NewStore]:
+    """What makes the stores themselves, those in memory also for what waits."""
+    with NewStore("sqlite" if kind == "file" else "memory", tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def file_store(new_store: NewStore) -> Any:
+    """An empty store, of a file."""
+    return new_store()
+
+
+@pytest.fixture
+def outer(kind: str) -> Callable[[Any], Store]:
+    """What makes a store into one of its kind."""
+    return Waiting if kind == "waiting" else lambda inner: inner
+
+
+async def filled(
+    numbers: int = 6, namespaces: "tuple[str, ...]" = ("", "child:1"), make_store: Callable[[], Any] = MemoryStore
+) -> Any:
     """Three conversations, two namespaces, runs, pending writes, and a channel that is rebuilt from writes."""
-    store = MemoryStore()
+    store = make_store()
     saver = AsyncSaver(store=store)
     for ns in namespaces:
         for number in range(numbers):
@@ -124,18 +150,14 @@ async def filled(numbers: int = 6, namespaces: "tuple[str, ...]" = ("", "child:1
             await saver.aput_writes(where, [("d", number), ("x", number), ("__interrupt__", number)], "task")
     await put(saver, "1", {"x": 1}, thread_id="other", run_id="odd")
     await saver.aput_writes(config("early", "7"), [("x", 7)], "task")
+    await store.close()
     return store
 
 
-def contents(store: MemoryStore) -> object:
-    """Everything that is stored, as the public views show it; and it is sound."""
-    store.check()
+def contents(store: Any) -> object:
+    """Everything that is stored, and in which order; and it is sound. Whatever was called for is done before."""
     saver = AsyncSaver(store=store)
-    storage = [
-        (thread_id, {ns: dict(checkpoints) for ns, checkpoints in namespaces.items()})
-        for thread_id, namespaces in saver.storage.items()
-    ]
-    return storage, {key: dict(writes) for key, writes in saver.writes.items()}, dict(saver.blobs)
+    return all_contents(saver), [*(saver.storage if isinstance(store, MemoryStore) else saver.thread_ids())]
 
 
 # The calls.
@@ -167,8 +189,12 @@ READERS: dict[str, Call] = {
     "athread_ids": lambda saver: all_of(saver.athread_ids()),
     "ais_busy": lambda saver: saver.ais_busy("t"),
     "asweep": lambda saver: saver.asweep(),
-    "astats": lambda saver: saver.astats(),
+    "astats": lambda saver: _stats(saver),
 }
+
+
+async def _stats(saver: AsyncSaver) -> object:
+    return (await saver.astats())._replace(bridge_calls=0)  # of all savers
 
 
 # The ways to cancel. Each runs a body that is given what to call when it is to be cancelled, and tells whether it was.
@@ -244,16 +270,34 @@ if sys.version_info >= (3, 11):
 _OF_TRIO: dict[str, Way] = {"anyio scope": _by_scope, "trio scope": _by_trio}
 
 
-@pytest.fixture(
-    params=[
-        pytest.param((*backend.values, way), id=f"{backend.id}-{name}")
-        for backend in _BACKENDS
-        for name, way in (_OF_TRIO if backend.id == "trio" else _OF_ASYNCIO).items()
+_WAYS = {
+    f"{backend.id}-{name}": (*backend.values, way)
+    for backend in _BACKENDS
+    for name, way in (_OF_TRIO if backend.id == "trio" else _OF_ASYNCIO).items()
+}
+_WAYS_OVER_A_FILE = ("asyncio-Task.cancel", "trio-anyio scope")  # as each trial takes a file of its own
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every way to cancel on every event loop, over every kind of store."""
+    if "backend_and_way" not in metafunc.fixturenames:
+        return
+    if "kind" not in metafunc.fixturenames:
+        metafunc.parametrize("backend_and_way", _WAYS.values(), ids=_WAYS)
+        return
+    kinds = ["file"] if "file_store" in metafunc.fixturenames else KINDS
+    both = [(kind, name) for kind in kinds for name in _WAYS if kind != "file" or name in _WAYS_OVER_A_FILE]
+    if "held" not in metafunc.fixturenames:
+        params = [pytest.param(kind, _WAYS[name], id=f"{name}-{kind}") for kind, name in both]
+        metafunc.parametrize(("kind", "backend_and_way"), params)
+        return
+    params = [
+        pytest.param(kind, _WAYS[name], held, id=f"{name}-{kind}-{'held' if held else 'free'}")
+        for held in (False, True)
+        for kind, name in both
+        if not held or kind != "file"
     ]
-)
-def backend_and_way(request: pytest.FixtureRequest) -> tuple[Any, Way]:
-    """Every way to cancel on every event loop."""
-    return request.param
+    metafunc.parametrize(("kind", "backend_and_way", "held"), params)
 
 
 @pytest.fixture
@@ -329,20 +373,18 @@ def test_every_method_is_cancelled_here() -> None:
     assert {name.partition(",")[0] for name in (*WRITERS, *READERS)} == methods
 
 
-@pytest.mark.parametrize("held", [False, True], ids=["free", "held"])
-@pytest.mark.parametrize("make_store", STORES, ids=["memory", "waiting"])
 @pytest.mark.parametrize("call", WRITERS.values(), ids=WRITERS)
 async def test_a_cancelled_write_did_everything_or_nothing(
-    way: Way, call: Call, make_store: Callable[[MemoryStore], Store], held: bool
+    way: Way, call: Call, kind: str, new_store: NewStore, outer: Callable[[Any], Store], held: bool
 ) -> None:
     """Then the lock is free and its entry gone, who waited behind goes on, and the same call does its work."""
-    template = await filled()
-    before, after = contents(template), await contents_after(call, template)
+    template = await filled(make_store=new_store)
+    before, after = contents(new_store.copy(template)), await contents_after(call, new_store.copy(template))
     assert before != after
     seen: Counter[str] = Counter()
     for step in count(-1):
-        inner = copy.deepcopy(template)
-        saver = AsyncSaver(store=make_store(inner))
+        inner = new_store.copy(template)
+        saver = AsyncSaver(store=outer(inner))
         with anyio.fail_after(10):
             if held:
                 raised = await _cancelled_in_a_queue(step, way, saver, call)
@@ -350,9 +392,9 @@ async def test_a_cancelled_write_did_everything_or_nothing(
                 raised = await cancelled_at(step, way, call(saver))
             cancelled = raised is not None
             del raised  # its traceback; see below for one that is kept
+            assert len(saver._shared.locks) == 0
             now = contents(inner)
             assert now in (before, after)
-            assert len(saver._shared.locks) == 0
             if not cancelled:
                 break
             seen["before" if now == before else "after"] += 1
@@ -364,7 +406,7 @@ async def test_a_cancelled_write_did_everything_or_nothing(
         assert len(saver._shared.locks) == 0
     assert now == after
     # What has to be waited for: the store, the lock, a turn for others before and after.
-    if make_store is Waiting:
+    if kind == "waiting":
         assert seen["before"] >= 2 + held
         assert seen["after"] >= 3
     else:
@@ -372,9 +414,8 @@ async def test_a_cancelled_write_did_everything_or_nothing(
         assert seen["after"] >= 1
 
 
-async def contents_after(call: Call, template: MemoryStore) -> object:
+async def contents_after(call: Call, store: Store) -> object:
     """What is stored after a whole call."""
-    store = copy.deepcopy(template)
     await call(AsyncSaver(store=store))
     return contents(store)
 
@@ -409,15 +450,14 @@ async def _cancelled_in_a_queue(step: int, way: Way, saver: AsyncSaver, call: Ca
     return raised
 
 
-@pytest.mark.parametrize("make_store", STORES, ids=["memory", "waiting"])
 @pytest.mark.parametrize("call", READERS.values(), ids=READERS)
 async def test_a_cancelled_read_changes_nothing(
-    way: Way, call: Call, make_store: Callable[[MemoryStore], Store]
+    way: Way, call: Call, kind: str, new_store: NewStore, outer: Callable[[Any], Store]
 ) -> None:
     """And the next one reads what it should."""
-    inner = await filled()
+    inner = await filled(make_store=new_store)
     before, wanted = contents(inner), await call(AsyncSaver(store=inner))
-    saver = AsyncSaver(store=make_store(inner))
+    saver = AsyncSaver(store=outer(inner))
     for step in count(-1):
         with anyio.fail_after(10):
             raised = await cancelled_at(step, way, call(saver))
@@ -426,16 +466,15 @@ async def test_a_cancelled_read_changes_nothing(
             assert await call(saver) == wanted
         if raised is None:
             break
-    assert step >= (4 if make_store is Waiting else 1)
+    assert step >= (4 if kind == "waiting" else 1)
 
 
-@pytest.mark.parametrize("make_store", STORES, ids=["memory", "waiting"])
 @pytest.mark.parametrize("what", ["alist", "alist of all", "alist, limited", "athread_ids"])
 async def test_an_iteration_goes_on_after_a_cancelled_step(
-    way: Way, what: str, make_store: Callable[[MemoryStore], Store]
+    way: Way, what: str, kind: str, new_store: NewStore, outer: Callable[[Any], Store]
 ) -> None:
     """With the item that the step would have given: none is lost, none comes twice."""
-    saver = AsyncSaver(store=make_store(await filled()))
+    saver = AsyncSaver(store=outer(await filled(make_store=new_store)))
 
     def iterate() -> AsyncIterator[Any]:
         if what == "athread_ids":
@@ -453,17 +492,18 @@ async def test_an_iteration_goes_on_after_a_cancelled_step(
                 break
             with anyio.fail_after(10):
                 assert got + await all_of(found) == wanted
-        assert step >= (2 if make_store is Waiting else 1)
+        assert step >= (2 if kind == "waiting" else 1)
 
 
 # Entering and leaving.
 
 
-@pytest.mark.parametrize("make_store", STORES, ids=["memory", "waiting"])
-async def test_a_cancelled_entry_entered_nothing(way: Way, make_store: Callable[[MemoryStore], Store]) -> None:
+async def test_a_cancelled_entry_entered_nothing(
+    way: Way, kind: str, new_store: NewStore, outer: Callable[[Any], Store]
+) -> None:
     """The next one's exit is the last, and closes the stack."""
     for step in count(-1):
-        saver, closed = AsyncSaver(store=make_store(MemoryStore())), []
+        saver, closed = AsyncSaver(store=outer(new_store())), []
         raised = await cancelled_at(step, way, saver.__aenter__())
         if raised is None:
             break
@@ -473,14 +513,15 @@ async def test_a_cancelled_entry_entered_nothing(way: Way, make_store: Callable[
                 await put(saver, "1")
                 assert not closed
             assert closed == ["closed"]
-    assert step >= (4 if make_store is Waiting else 1)
+    assert step >= (4 if kind == "waiting" else 1)
 
 
-async def test_a_cancelled_exit_closes_the_stack_all_the_same(way: Way) -> None:
+async def test_a_cancelled_exit_closes_the_stack_all_the_same(
+    way: Way, kind: str, new_store: NewStore, outer: Callable[[Any], Store]
+) -> None:
     """Once, and the saver can be entered again."""
-    for step in count(-1):
-        inner, closed = MemoryStore(), []
-        saver = AsyncSaver(store=Waiting(inner))
+    for step in count(0 if kind == "memory" else -1):  # in memory it awaits nothing
+        saver, closed = AsyncSaver(store=outer(new_store())), list[str]()
         await saver.__aenter__()
         await put(saver, "1")
         saver.stack.callback(closed.append, "closed")
@@ -493,14 +534,16 @@ async def test_a_cancelled_exit_closes_the_stack_all_the_same(way: Way) -> None:
         assert closed == ["closed", "again"]
         if raised is None:
             break
-    assert step == 4
+    assert step >= {"memory": 0, "waiting": 4, "file": 1}[kind]
 
 
-async def test_a_cancelled_block_is_left(way: Way) -> None:
+async def test_a_cancelled_block_is_left(
+    way: Way, kind: str, new_store: NewStore, outer: Callable[[Any], Store]
+) -> None:
     """In the entry, the body or the exit of `async with saver`: unentered, or with the stack closed."""
     for step in count(-1):
-        inner, log = MemoryStore(), []
-        saver = AsyncSaver(store=Waiting(inner))
+        inner, log = new_store(), list[str]()
+        saver = AsyncSaver(store=outer(inner))
 
         async def use(saver: AsyncSaver = saver, log: "list[str]" = log) -> None:
             async with saver:
@@ -516,21 +559,26 @@ async def test_a_cancelled_block_is_left(way: Way) -> None:
             break
     assert log == ["entered", "closed"]
     assert await inner.count() == 1
-    assert step == 14  # of the entry 5, of the put 5, of the exit 4
+    if kind == "waiting":
+        assert step == 14  # of the entry 5, of the put 5, of the exit 4
 
 
-@pytest.mark.parametrize("make_store", STORES, ids=["memory", "waiting"])
 @pytest.mark.parametrize("strategy", ["free", "enqueue", "interrupt", "rollback"])
 async def test_a_cancelled_session_is_left(
-    way: Way, strategy: str, make_store: Callable[[MemoryStore], Store], monkeypatch: pytest.MonkeyPatch
+    way: Way,
+    strategy: str,
+    kind: str,
+    new_store: NewStore,
+    outer: Callable[[Any], Store],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In its queue, its entry, its body or its exit: it holds nothing, and whoever is behind it goes on at once."""
     for name in ("_LOOK", "_LOOK_FAR"):
         monkeypatch.setattr(session, name, 60)  # who has to be woken is
     options: Any = {} if strategy == "free" else {"multitask_strategy": strategy}
     for step in count(-1):
-        inner, log = MemoryStore(), list[str]()
-        saver = AsyncSaver(store=make_store(inner))
+        inner, log = new_store(), list[str]()
+        saver = AsyncSaver(store=outer(inner))
 
         async def hold(*, task_status: TaskStatus[None], saver: AsyncSaver = saver) -> None:
             with suppress(SessionInterruptedError):
@@ -542,6 +590,7 @@ async def test_a_cancelled_session_is_left(
         async def use(saver: AsyncSaver = saver) -> None:
             async with saver.session("t", **options):
                 await put(saver, "1", parent="0")
+            await yield_to_loop()  # what came while the lease was given back is raised here
 
         async def wait_behind(saver: AsyncSaver = saver, log: "list[str]" = log) -> None:
             async with saver.session("t"):
@@ -558,6 +607,7 @@ async def test_a_cancelled_session_is_left(
                     await tasks.start(hold)
                 cancelled = await cancelled_at(step, way, use(), waits) is not None  # the traceback holds the session
             assert log in (["called", "went on"], [])
+            await settled(inner)
             assert not await saver.ais_busy("t")
         inner.check()
         if len(saver._shared.locks) or len(saver._shared.sessions._lines):
@@ -568,7 +618,7 @@ async def test_a_cancelled_session_is_left(
         if not cancelled:
             break
     assert await listed(AsyncSaver(store=inner), config()) == _LEFT[strategy][-1]
-    assert step >= (8 if make_store is Waiting else 2)
+    assert step >= (8 if kind == "waiting" else 2)
 
 
 _LEFT: "dict[str, list[list[str]]]" = {
@@ -581,25 +631,33 @@ _LEFT: "dict[str, list[list[str]]]" = {
 
 
 @pytest.mark.parametrize("call", WRITERS.values(), ids=WRITERS)
-async def test_what_a_cancelled_write_stored_in_a_session_is_undone(way: Way, call: Call) -> None:
+async def test_what_a_cancelled_write_stored_in_a_session_is_undone(
+    way: Way, call: Call, kind: str, new_store: NewStore
+) -> None:
     """All of it or nothing is stored, and all of it is noted, or nothing."""
-    template = await filled()
-    before, after = contents(template), await contents_after(call, template)
+    template = await filled(make_store=new_store)
+    reference = new_store.copy(template)
+    before, after = _in_sight(contents(reference)), _in_sight(await contents_after(call, new_store.copy(template)))
     for step in count(-1):
-        inner = copy.deepcopy(template)
+        inner = new_store.copy(template)
         saver = AsyncSaver(store=inner)
         with anyio.fail_after(10), suppress(SessionLostError):
             async with saver.session("t") as mine:
                 raised = await cancelled_at(step, way, call(saver))
-                assert contents(inner) in (before, after)
+                assert _in_sight(contents(inner)) in (before, after)
                 lease = await inner.acquire("t", "test", instead_of=mine.lease, undo=True)
                 assert lease is not None
                 await inner.release(lease)
         inner.check()
-        assert conversation(inner, "t") == conversation(template, "t")
+        assert conversation(inner, "t") == conversation(reference, "t")
         if raised is None:
             break
     assert step >= 1
+
+
+def _in_sight(found: Any) -> object:
+    """Without the values: what the undoing needs may be kept among them."""
+    return found[0][:2], found[1]
 
 
 # The lock.
@@ -610,7 +668,7 @@ async def test_what_a_cancelled_write_stored_in_a_session_is_undone(way: Way, ca
 async def test_a_call_cancelled_as_the_lock_becomes_its_own(way: Way, name: str, release_first: bool) -> None:
     """Has not run yet: the lock goes on to who waits behind."""
     template, call = await filled(), WRITERS[name]
-    before, after = contents(template), await contents_after(call, template)
+    before, after = contents(template), await contents_after(call, copy.deepcopy(template))
     inner = copy.deepcopy(template)
     saver, log = AsyncSaver(store=inner), []
 
@@ -741,6 +799,75 @@ async def test_of_two_locks_none_is_kept(way: Way) -> None:
     assert len(saver._shared.locks) == 0
 
 
+# A worker thread that does what the callers wait for.
+
+
+async def test_a_call_that_is_cancelled_before_it_is_begun_is_none(way: Way, file_store: Any) -> None:
+    """The committer has not come to it yet: the caller does not wait for that, and nothing of it is ever stored."""
+    saver, begun, go_on = AsyncSaver(store=file_store), threading.Event(), threading.Event()
+    await put(saver, "1")
+    before = contents(file_store)
+
+    def work(writer: object) -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    for call in (WRITERS["aput"], WRITERS["adelete_thread"], WRITERS["acopy_thread"], WRITERS["aprune, keep_latest"]):
+        begun.clear()
+        go_on.clear()
+        with anyio.fail_after(10):
+            async with create_task_group() as tasks:
+                tasks.start_soon(file_store._engine.between, work)
+                while not begun.is_set():
+                    await yield_to_loop()
+                await _cancelled_while_it_waits(way, saver, call)
+                assert len(saver._shared.locks) == 0
+                go_on.set()
+        assert contents(file_store) == before
+
+
+async def test_a_call_that_is_cancelled_after_it_was_begun_is_whole(way: Way, file_store: Any) -> None:
+    """The committer is at it, here waiting for somebody else's lock: the caller does not wait for it any more."""
+    saver = AsyncSaver(store=file_store)
+    await put(saver, "0")
+    for number, call in enumerate((WRITERS["aput"], WRITERS["aput_writes"], WRITERS["adelete_thread"])):
+        before = contents(file_store)
+        with closing(sqlite3.connect(path_of(file_store), isolation_level=None)) as other, anyio.fail_after(10):
+            other.execute("BEGIN IMMEDIATE")
+            await _cancelled_while_it_waits(way, saver, call, until=partial(_is_writing, file_store))
+            assert len(saver._shared.locks) == 0
+            other.execute("ROLLBACK")
+        assert contents(file_store) != before, number
+        file_store.check()
+
+
+def _is_writing(store: Any) -> bool:
+    using = store._engine._writer.using
+    if is_free := using.acquire(blocking=False):
+        using.release()
+    return not is_free
+
+
+async def _cancelled_while_it_waits(
+    way: Way, saver: AsyncSaver, call: Call, until: Callable[[], bool] = lambda: True
+) -> None:
+    cancels: list[Callable[[], object]] = []
+
+    async def body(cancel: Callable[[], object]) -> None:
+        cancels.append(cancel)
+        await call(saver)
+
+    async def cancelled() -> None:
+        assert await way(body) is not None
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(cancelled)
+        await _turns(20)
+        while not until():
+            await yield_to_loop()
+        cancels.pop()()
+
+
 # Calls that meet.
 
 
@@ -772,9 +899,16 @@ async def test_a_copy_is_of_one_moment_whatever_comes_between(way: Way) -> None:
     assert step > 20
 
 
-def conversation(store: MemoryStore, thread_id: str) -> object:
+def conversation(store: Any, thread_id: str) -> object:
     """What is stored of a conversation."""
     saver = AsyncSaver(store=store)
+    if not isinstance(store, MemoryStore):
+        listed, writes, versions = all_contents(saver)
+        return (
+            listed.get(thread_id),
+            [one for one in writes.items() if one[0][0] == thread_id],
+            [one for one in versions if one[0] == thread_id],
+        )
     return (
         {ns: dict(checkpoints) for ns, checkpoints in saver.storage[thread_id].items()},
         {key[1:]: dict(writes) for key, writes in saver.writes.items() if key[0] == thread_id},
@@ -782,11 +916,12 @@ def conversation(store: MemoryStore, thread_id: str) -> object:
     )
 
 
-@pytest.mark.parametrize("make_store", STORES, ids=["memory", "waiting"])
-async def test_in_a_crowd_each_cancelled_call_is_whole(way: Way, make_store: Callable[[MemoryStore], Store]) -> None:
+async def test_in_a_crowd_each_cancelled_call_is_whole(
+    way: Way, kind: str, new_store: NewStore, outer: Callable[[Any], Store]
+) -> None:
     """Many tasks, on the same conversations, most of whose calls are cancelled somewhere."""
-    inner = await filled()
-    saver, acknowledged = AsyncSaver(store=make_store(inner)), {}
+    inner = await filled(make_store=new_store)
+    saver, acknowledged = AsyncSaver(store=outer(inner)), {}
 
     async def work(worker: int) -> None:
         draw = random.Random(worker)

@@ -224,7 +224,7 @@ async def test_a_url_makes_a_saver() -> None:
 )
 def test_another_url_is_refused_with_the_one_that_works(url: str) -> None:
     """And with nothing of it that may be a password."""
-    with pytest.raises(InvalidValueError, match="memory://|sqlite:///agents.db|synchronous and timeout") as caught:
+    with pytest.raises(InvalidValueError, match=r"memory://|sqlite:///agents\.db|synchronous and timeout") as caught:
         AsyncSaver.from_conn_string(url)
     assert isinstance(caught.value, ValueError)
     assert "hunter2" not in str(caught.value)

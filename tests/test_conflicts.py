@@ -6,10 +6,11 @@ import logging
 import sys
 import threading
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +19,11 @@ from langgraph.errors import EmptyInputError
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, RetryPolicy, StateSnapshot, StateUpdate
 
-from async_saver import AsyncSaver, AsyncSaverError, ConflictError, InvalidValueError, MemoryStore
+from async_saver import AsyncSaver, AsyncSaverError, ConflictError, InvalidValueError, MemoryStore, Store
 from async_saver.records import EMPTY, CheckpointRecord
 from tests import build
 from tests.graphs import Log, asks, at_once, config, delta, fan_out, in_turn, log, nested, running_total, says, turn
+from tests.stores import STORES, NewStore
 
 on_asyncio = pytest.mark.asyncio
 in_context = pytest.mark.skipif(
@@ -31,16 +33,31 @@ in_context = pytest.mark.skipif(
 INPUT = {"log": ["in"]}
 
 
-@pytest.fixture(params=[None, "sync", "async", "exit"], ids=str)
-def durability(request: pytest.FixtureRequest) -> Any:
-    """Every one, and what a caller gets who names none."""
-    return request.param
+DURABILITIES = [None, "sync", "async", "exit"]
+"""Every one, and what a caller gets who names none."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every durability; over a file the two that differ most."""
+    names = [name for name in ("kind", "durability") if name in metafunc.fixturenames]
+    if names == ["kind", "durability"]:
+        both = [("memory", one) for one in DURABILITIES] + [("sqlite", one) for one in ("sync", "exit")]
+        metafunc.parametrize(names, both, ids=[f"{kind}-{one}" for kind, one in both])
+    elif names:
+        metafunc.parametrize(names[0], [*STORES] if names == ["kind"] else DURABILITIES, ids=str)
 
 
 @pytest.fixture
-def saver() -> AsyncSaver:
+def new_store(kind: str, tmp_path: Path) -> Iterator[NewStore]:
+    """What makes empty stores of that kind."""
+    with NewStore(kind, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def saver(store: Store) -> AsyncSaver:
     """A saver to which a false alarm is an error."""
-    return AsyncSaver(on_conflict="raise")
+    return AsyncSaver(store=store, on_conflict="raise")
 
 
 def asking(saver: AsyncSaver) -> Any:
@@ -403,10 +420,8 @@ async def test_a_put_that_is_repeated(saver: AsyncSaver) -> None:
 
 
 @on_asyncio
-async def test_a_parent_that_is_hidden() -> None:
+async def test_a_parent_that_is_hidden(saver: AsyncSaver, store: Store) -> None:
     """A deleted checkpoint that others are rebuilt from is as good as gone."""
-    store = MemoryStore()
-    saver = AsyncSaver(store=store, on_conflict="raise")
     await store.put("t", "", CheckpointRecord("1", None, EMPTY, EMPTY, (), None, ()), [])
     await put_as_langgraph(saver, "2", None)
     await put_as_langgraph(saver, "3", "1")
@@ -690,8 +705,9 @@ async def test_the_error_says_what_to_do(saver: AsyncSaver) -> None:
 
 
 @on_asyncio
-async def test_clones_and_copies_look_as_well(saver: AsyncSaver) -> None:
+async def test_clones_and_copies_look_as_well() -> None:
     """`on_conflict` is a saver's own, and goes with its clones."""
+    saver = AsyncSaver(on_conflict="raise")
     await put_as_langgraph(saver, "1", None)
     for clone in (copy.copy(saver), copy.deepcopy(saver), saver.with_allowlist([("a", "b")])):
         with pytest.raises(ConflictError):

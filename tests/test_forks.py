@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -61,10 +62,18 @@ def runs(script: str, *options: str, threads: bool = True) -> None:
     assert output_of(PRELUDE + script, *options, seconds=90) == ""
 
 
-def test_children_and_parent_go_on_while_eight_threads_write() -> None:
-    """Fifty forks: a child holds what was acknowledged before it, and both read and write, async and sync."""
-    runs("""
-saver, stop = AsyncSaver(), threading.Event()
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_children_and_parent_go_on_while_eight_threads_write(kind: str, tmp_path: Path) -> None:
+    """Fifty forks: a child holds what was acknowledged before it, and both read and write, async and sync.
+
+    In memory neither sees what the other one stores then; a file is one for both.
+    """
+    path = str(tmp_path / "file") if kind == "file" else None
+    runs(
+        f"path, forks = {path!r}, {50 if path is None else 20}"
+        + """
+from async_saver.stores.sqlite import SQLiteStore
+saver, stop = AsyncSaver(store=MemoryStore() if path is None else SQLiteStore(path)), threading.Event()
 acknowledged = [-1] * 8
 all_write = threading.Barrier(9)  # a child that is forked during an import can never do the same import
 
@@ -103,9 +112,9 @@ def all_there():
                 assert found.checkpoint["channel_values"] == {"x": number}
                 assert found.pending_writes == [("task", "x", number)]
 
-def child():
+def child(number):
     all_there()
-    use(saver, "child")
+    use(saver, f"child {number if path else ''}")
 
 workers = [threading.Thread(target=plain, args=(worker,)) for worker in range(4)]
 workers += [threading.Thread(target=on_loop, args=(worker, on_a_loop, worker)) for worker in range(4, 8)]
@@ -114,8 +123,8 @@ for worker in workers:
 all_write.wait()
 first = None
 try:
-    for number in range(50):
-        started = fork(child)
+    for number in range(forks):
+        started = fork(lambda: child(number))
         saver.put(config("parent"), checkpoint(f"{number:03}"), {}, {})
         on_loop(number, put, saver, f"{number:03} again", None)
         wait(started)
@@ -125,10 +134,14 @@ finally:
     for worker in workers:
         worker.join()
 assert all(was < now for was, now in zip(first, acknowledged)), (first, acknowledged)
-assert len(ids(saver.list(config("parent")))) == len(ids(saver.list(config("t")))) == 50
-assert not ids(saver.list(config("child")))
+assert len(ids(saver.list(config("parent")))) == len(ids(saver.list(config("t")))) == forks
+children = [one for one in saver.thread_ids() if one.startswith("child")]
+assert len(children) == (forks if path else 0), children
 all_there()
-""")
+with saver:  # which closes the file in the end
+    pass
+"""
+    )
 
 
 @pytest.mark.parametrize("before", ["nothing", "sync calls"])

@@ -30,6 +30,7 @@ from async_saver.stores.bucket import Namespace, Write
 from async_saver.stores.history import LEAST, History, Shared, Step, composed, difference, rebuilt
 from tests.build import all_of, checkpoint, config, listed, put
 from tests.model import Call, Model, Task, Trial, everything
+from tests.stores import NewStore
 from tests.test_compat import files
 
 _BORDERS = (0, history._SEED, history._COPY, LEAST, history._CERTAIN, 0x80, 0x4000)
@@ -801,18 +802,18 @@ def bytes_in(saver: AsyncSaver) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_chat_reads_as_it_was_put_whatever_was_done_to_it(seed: int) -> None:
+def test_a_chat_reads_as_it_was_put_whatever_was_done_to_it(seed: int, tmp_path: Path) -> None:
     """Every checkpoint and write that survives: growing, forks, replays, prunes, copies, deletions, deep copies."""
 
     async def tell() -> None:
-        trial, story, former = Trial(), Story(seed), []
+        trial, story, former = Trial(NewStore("memory", tmp_path)), Story(seed), []
         for number in range(60):
             await trial.run([Task(story.next(trial.model))])
             assert bytes_in(trial.saver) == bytes_of(trial.model)
             if number % 20 == 10:
                 former.append((trial.saver, await everything(trial.saver)))
                 trial.saver = copy.deepcopy(trial.saver)
-                trial.store = trial.saver._shared.store  # type: ignore[assignment]
+                trial.store = trial.saver._shared.store
         for saver, held_then in former:
             assert await everything(saver) == held_then
             saver._shared.store.check()  # type: ignore[attr-defined]

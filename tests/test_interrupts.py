@@ -460,7 +460,7 @@ def test_nothing_raises_in_the_guard(name: str, run: Callable[[Coroutine[Any, An
 def test_a_write_interrupted_at_any_line_is_whole(name: str, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
     """Before or after, and sound; the guard is free, for other worker threads too, and the same call does its work."""
     template, call = run(filled(4, ("",))), WRITERS[name]
-    before, after = contents(template), run(contents_after(call, template))
+    before, after = contents(template), run(contents_after(call, copy.deepcopy(template)))
     seen = set()
     with ThreadPoolExecutor(1) as others:
         for number in count():

@@ -169,9 +169,9 @@ def test_a_delta_channel_rebuilds_what_the_run_produced(frequency: int, durabili
     assert more == [*latest, "more", "a16", "b16", "c16", "end19"]
 
 
-def test_invoke_inside_a_running_event_loop() -> None:
+def test_invoke_inside_a_running_event_loop(saver: AsyncSaver) -> None:
     """It blocks the loop, and returns; an async run of the same graph goes on from what it stored."""
-    graph = in_turn(a=says("a"), b=says("b")).compile(checkpointer=AsyncSaver())
+    graph = in_turn(a=says("a"), b=says("b")).compile(checkpointer=saver)
 
     async def main() -> tuple[list[str], list[str], Any]:
         return turn(graph, "in"), log(graph), await graph.ainvoke({"log": ["more"]}, config())
@@ -179,7 +179,7 @@ def test_invoke_inside_a_running_event_loop() -> None:
     assert asyncio.run(main()) == (ONE_TURN, ONE_TURN, {"log": [*ONE_TURN, "more", "a4", "b5"]})
 
 
-def test_eight_worker_threads_at_once() -> None:
+def test_eight_worker_threads_at_once(saver: AsyncSaver) -> None:
     """Eight runs that are all under way at the same time each end in their own state."""
     barrier = threading.Barrier(8)
 
@@ -187,7 +187,7 @@ def test_eight_worker_threads_at_once() -> None:
         barrier.wait(timeout=30)
         return {"log": ["met"]}
 
-    graph = in_turn(meet=meet, b=says("b")).compile(checkpointer=AsyncSaver())
+    graph = in_turn(meet=meet, b=says("b")).compile(checkpointer=saver)
     names = [f"conversation-{n}" for n in range(8)]
     with ThreadPoolExecutor(8) as workers:
         ends = list(workers.map(lambda name: turn(graph, name, name), names))
@@ -195,10 +195,9 @@ def test_eight_worker_threads_at_once() -> None:
     assert [log(graph, name) for name in names] == ends
 
 
-def test_a_graph_in_a_worker_thread_of_trio() -> None:
+def test_a_graph_in_a_worker_thread_of_trio(saver: AsyncSaver) -> None:
     """The graph runs beside trio, and the saver is read and written on trio itself."""
     trio = pytest.importorskip("trio")
-    saver = AsyncSaver()
     graph = add_one().compile(checkpointer=saver)
 
     async def latest(thread_id: str) -> CheckpointTuple:

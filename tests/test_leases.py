@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import anyio
@@ -19,12 +21,14 @@ from anyio.lowlevel import checkpoint as yield_to_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_saver import AsyncSaver, MemoryStore, SessionLostError, ThreadExistsError
+from async_saver import AsyncSaver, MemoryStore, SessionLostError, Store, ThreadExistsError
 from async_saver.pace import _SLICE
 from async_saver.records import EMPTY, Blob, CheckpointRecord, Lease, Listing, WriteRecord
 from async_saver.stores import bucket, leases, memory
 from async_saver.stores.history import Shared
+from async_saver.stores.sqlite import SQLiteStore
 from tests.build import all_of, config, listed, put
+from tests.stores import contents, versions_of
 from tests.test_cancellation import Way, _by_scope, _by_task, cancelled_at
 from tests.test_interrupts import _busy, _frozen, _guard_is_free, _lost, alarms, cut_at, run
 from tests.test_machine import BACKENDS
@@ -60,7 +64,7 @@ class Op(NamedTuple):
         return "msgpack", channel.encode() + b"".join(_MESSAGES[: self.length]) + _MESSAGES[-1 - self.tail]
 
 
-async def do(store: MemoryStore, op: Op, thread_id: str, held: Sequence[Lease] = (), prefix: str = "") -> None:
+async def do(store: Store, op: Op, thread_id: str, held: Sequence[Lease] = (), prefix: str = "") -> None:
     """Make the call."""
     place, run = f"{prefix}{op.number}", f"{thread_id} {prefix}{op.run}"
     if op.name == "put":
@@ -199,6 +203,106 @@ def test_what_is_undone_is_as_if_it_had_never_been(
         patch.setattr(memory, "_SLICE", -1.0 if slices else 1e9)
         patch.setattr(memory, "_LARGE", 0)
         anyio.run(_tell, history, sessions, then)
+
+
+async def shown_alike(store: Any) -> dict[str, Any]:
+    """All that can be read of a store of any kind, which is sound."""
+    saver = AsyncSaver(store=store)
+    everything = contents(saver)  # looks whether it is sound
+    found = [one async for one in store.list(Listing())]
+    places = {(one.thread_id, one.checkpoint_ns, one.record.checkpoint_id) for one in found}
+    return {
+        "listed": sorted([(*one[:3], [*one.values], [*one.writes]) for one in found], key=repr),
+        "latest": {(t, ns): _plain(await store.get(t, ns, None)) for t, ns, _ in places},
+        "histories": {
+            place: {name: (one.seed, [*one.writes]) for name, one in (await _history(store, place)).items()}
+            for place in places
+        },
+        "thread_ids": sorted(await all_of(store.thread_ids())),
+        "count": await store.count(),
+        "writes": everything[1],
+        "versions": versions_of(saver),
+    }
+
+
+async def in_sight(store: Any) -> dict[str, Any]:
+    """Without the values that nothing needs: after a session a file has them until a next pruning."""
+    found = await shown_alike(store)
+    del found["versions"]
+    return found
+
+
+def _plain(found: Any) -> Any:
+    return found and (*found[:3], [*found.values], [*found.writes])
+
+
+async def _history(store: Any, place: tuple[str, str, str]) -> Any:
+    return await store.delta_history(*place, ["m", "d"])
+
+
+async def _tell_of_both(
+    folder: Path, history: list[Op], sessions: list[tuple[list[tuple[str, Op]], str]], then: list[Op]
+) -> None:
+    """Do the same to a file and in memory, where nobody has leases: what is undone is not done there at all."""
+    store, mirror, lease = SQLiteStore(folder / "file"), MemoryStore(), None
+    for number in range(3):
+        for each in (store, mirror):
+            await do(each, Op("put", number=number, versions=(("m", number),), length=8 + number), "other")
+    for op in history:
+        for each in (store, mirror):
+            await do(each, op, "t")
+        same(await shown_alike(store), await shown_alike(mirror))
+    for session, end in sessions:
+        without = copy.deepcopy(mirror)
+        lease = await store.acquire("t", "test", instead_of=lease)
+        assert lease is not None
+        for number, (whose, op) in enumerate(session):
+            if whose == "own":
+                await do(store, op, "t", [lease])
+                await do(mirror, op, "t")
+            elif whose == "others" and op.name in ("put", "write"):
+                for each in (store, mirror, without):
+                    await do(each, op, "t", prefix=f"others {number} ")
+            elif op.name not in ("copy", "delete_for_runs"):  # what was copied from there has its runs
+                for each in (store, mirror, without):
+                    await do(each, op, "other", [lease] if each is store else [])
+            same(await in_sight(store), await in_sight(mirror))
+        if end == "release":
+            assert await store.release(lease)
+            lease = None
+        else:
+            former, lease = lease, await store.acquire("t", "test", instead_of=lease, undo=end == "undo")
+            with pytest.raises(SessionLostError):
+                await do(store, Op("put"), "t", [former])
+        if end == "undo":
+            mirror = without
+        same(await in_sight(store), await in_sight(mirror))
+    for op in then:
+        for each in (store, mirror):
+            await do(each, op, "t", [lease] if lease is not None and each is store else [])
+        same(await in_sight(store), await in_sight(mirror))
+    await store.close()
+
+
+def _in_line(ops: list[Any]) -> list[Any]:
+    """The same, with no circles of parents: what is in sight of those after a pruning is not for tests to say."""
+    lines = []
+    for one in ops:
+        op = one if isinstance(one, Op) else one[1]
+        op = op if op.parent is None or op.parent < op.number else op._replace(parent=None)
+        lines.append(op if isinstance(one, Op) else (one[0], op))
+    return lines
+
+
+@given(st.lists(_ops, max_size=12), _sessions, st.lists(_ops, max_size=4))
+@settings(max_examples=50)
+def test_a_file_holds_and_undoes_what_memory_does(
+    history: list[Op], sessions: list[tuple[list[tuple[str, Op]], str]], then: list[Op]
+) -> None:
+    """Step by step, whatever the sessions and others do."""
+    sessions = [(_in_line(session), end) for session, end in sessions]
+    with TemporaryDirectory() as folder:
+        anyio.run(_tell_of_both, Path(folder), _in_line(history), sessions, _in_line(then))
 
 
 # A conversation, and what a session has done to it.

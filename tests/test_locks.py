@@ -140,8 +140,9 @@ async def test_no_two_loops_share_a_lock() -> None:
     assert len(locks) == 0
 
 
-async def test_a_hundred_thousand_conversations_leave_no_lock(saver: AsyncSaver) -> None:
+async def test_a_hundred_thousand_conversations_leave_no_lock() -> None:
     """Each read and written once."""
+    saver = AsyncSaver()
     for number in range(100_000):
         where = config(f"thread {number}")
         assert await saver.aget_tuple(where) is None

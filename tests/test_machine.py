@@ -17,10 +17,13 @@ from hypothesis import Phase, register_random, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from async_saver import AsyncSaver, MemoryStore, pace
+from async_saver import AsyncSaver, MemoryStore, Store, pace
+from async_saver.bridge import bridge
 from async_saver.stores import memory
 from async_saver.stores.bucket import Bucket, Namespace
+from tests.conftest import in_memory
 from tests.model import Call, Task, Trial
+from tests.stores import NewStore
 
 BACKENDS = ["asyncio", *(["trio"] if find_spec("trio") else [])]
 
@@ -54,7 +57,7 @@ class Unlocked(AsyncSaver):
         return await self._shared.store.put(thread_id, checkpoint_ns, record, blobs)
 
 
-class Split(MemoryStore):
+class Split(Store):
     """Commits a checkpoint, and its values after an await."""
 
     async def put(self, thread_id: str, checkpoint_ns: str, record: Any, blobs: Any, *others: Any) -> bool:
@@ -78,9 +81,9 @@ class HalfDeleted(MemoryStore):
 
 
 PLANTED = [
-    pytest.param(MemoryStore, Unlocked, id="a lock skipped"),
-    pytest.param(Split, AsyncSaver, id="a commit split by an await"),
-    pytest.param(HalfDeleted, AsyncSaver, id="a cancelled delete half done"),
+    pytest.param((), Unlocked, id="a lock skipped"),
+    pytest.param((Split,), AsyncSaver, id="a commit split by an await"),
+    pytest.param((HalfDeleted,), AsyncSaver, id="a cancelled delete half done"),
 ]
 
 
@@ -119,13 +122,16 @@ _few = st.integers(0, 3)
 _tasks = st.builds(Task, _calls, st.tuples(_few, _few, _few), st.none() | st.integers(0, 9))
 
 
-def _machine(backend: str, store: type[MemoryStore], saver: type[AsyncSaver]) -> Callable[[], RuleBasedStateMachine]:
+def _machine(backend: str, begin: Callable[[], Trial]) -> Callable[[], RuleBasedStateMachine]:
     class Machine(RuleBasedStateMachine):
         """One saver under batch after batch, each on an event loop of its own."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.trial = Trial(store, saver)
+            self.trial = begin()
+
+        def teardown(self) -> None:
+            bridge.call(self.trial.store.close)
 
         @rule(batch=st.lists(_tasks, min_size=1, max_size=6))
         def calls(self, batch: list[Task]) -> None:
@@ -135,19 +141,22 @@ def _machine(backend: str, store: type[MemoryStore], saver: type[AsyncSaver]) ->
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_batches_of_concurrent_calls_do_what_the_model_does(backend: str) -> None:
+def test_any_batches_of_concurrent_calls_do_what_the_model_does(new_store: NewStore, backend: str) -> None:
     """Whatever was cancelled or overtaken: each call takes effect at once and in turn, or not at all."""
-    with_settings = settings(max_examples=100, stateful_step_count=12)
-    run_state_machine_as_test(_machine(backend, MemoryStore, AsyncSaver), settings=with_settings)
+    with_settings = settings(max_examples=100 if new_store.kind == "memory" else 40, stateful_step_count=12)
+    run_state_machine_as_test(_machine(backend, lambda: Trial(new_store)), settings=with_settings)
 
 
+@in_memory
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("store", "saver"), PLANTED)
-def test_the_machine_finds_a_planted_bug(backend: str, store: type[MemoryStore], saver: type[AsyncSaver]) -> None:
+@pytest.mark.parametrize(("bugs", "saver"), PLANTED)
+def test_the_machine_finds_a_planted_bug(
+    new_store: NewStore, backend: str, bugs: tuple[type[Store], ...], saver: type[AsyncSaver]
+) -> None:
     """It fails where it should."""
     searching = settings(max_examples=500, stateful_step_count=12, phases=[Phase.generate], print_blob=False)
     with pytest.raises(BaseException) as found:  # noqa: PT011  (a group, in whichever task it was seen)
-        run_state_machine_as_test(_machine(backend, store, saver), settings=searching)
+        run_state_machine_as_test(_machine(backend, lambda: Trial(new_store, *bugs, saver=saver)), settings=searching)
     assert _is_assertion(found.value)
 
 
@@ -205,21 +214,26 @@ def _random_task(draw: random.Random, conversations: int) -> Task:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_two_hundred_tasks_on_a_thousand_conversations_do_what_the_model_does(backend: str) -> None:
-    """With every kind of call, some of them cancelled."""
-    trial = Trial()
-    anyio.run(_stress, trial, 1, 1000, 200, 50, backend=backend)
+def test_two_hundred_tasks_on_a_thousand_conversations_do_what_the_model_does(
+    new_store: NewStore, backend: str
+) -> None:
+    """With every kind of call, some of them cancelled; over a file, a hundred tasks."""
+    trial = Trial(new_store)
+    anyio.run(_stress, trial, 1, 1000, 200 if new_store.kind == "memory" else 100, 50, backend=backend)
     assert trial.cancelled > 100
 
 
+@in_memory
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("store", "saver"), PLANTED)
-def test_the_stress_finds_a_planted_bug(backend: str, store: type[MemoryStore], saver: type[AsyncSaver]) -> None:
+@pytest.mark.parametrize(("bugs", "saver"), PLANTED)
+def test_the_stress_finds_a_planted_bug(
+    new_store: NewStore, backend: str, bugs: tuple[type[Store], ...], saver: type[AsyncSaver]
+) -> None:
     """It fails where it should, with one seed or the next."""
 
     def search() -> None:
         for seed in range(5):
-            anyio.run(_stress, Trial(store, saver), seed, 1000, 200, 50, backend=backend)
+            anyio.run(_stress, Trial(new_store, *bugs, saver=saver), seed, 1000, 200, 50, backend=backend)
 
     with pytest.raises(BaseException) as found:  # noqa: PT011  (likewise)
         search()

@@ -14,6 +14,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from async_saver import AsyncSaver, MemoryStore
 from async_saver.stores.bucket import Bucket
 from tests.build import all_of, checkpoint, config, listed, put
+from tests.conftest import in_memory
 
 pytestmark = pytest.mark.anyio
 
@@ -150,6 +151,7 @@ async def test_listing_hundreds_of_conversations_is_in_order(saver: AsyncSaver) 
     ]
 
 
+@in_memory
 async def test_a_list_of_all_is_fixed_before_its_first_yield(saver: AsyncSaver) -> None:
     """What another task puts while the conversations are merged does not appear."""
     for number in range(600):

@@ -55,6 +55,12 @@ class Slow(JsonPlusSerializer):
 # Loops of calls.
 
 
+@pytest.fixture
+def saver() -> AsyncSaver:
+    """A saver in memory: a call that waits leaves the loop to others."""
+    return AsyncSaver()
+
+
 CALLS: dict[str, Call] = {
     "asetup": lambda saver: saver.asetup(),
     "aput": lambda saver: put(saver, "1", {"x": 1}),

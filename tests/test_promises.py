@@ -25,6 +25,7 @@ from async_saver import AsyncSaver, AsyncSaverError, DeserializationError, Memor
 from async_saver.records import CheckpointRecord
 from async_saver.stores import memory
 from tests.build import all_of, checkpoint, config, ids, listed, put
+from tests.stores import contents
 
 pytestmark = pytest.mark.anyio
 
@@ -245,7 +246,8 @@ async def test_p5_what_is_deleted_meanwhile_is_skipped(saver: AsyncSaver) -> Non
     await saver.adelete_for_runs(["3"])
     assert ids([await anext(found)]) == ["2"]
     await saver.adelete_thread("t")
-    await put(saver, "0")
+    # Where it is read page after page, what comes later below may appear.
+    await put(saver, "0" if isinstance(saver._shared.store, MemoryStore) else "5")
     assert await all_of(found) == []
 
 
@@ -390,23 +392,27 @@ async def test_p8_a_deep_copy_is_independent() -> None:
 
 
 async def test_p9_reading_the_unknown_leaves_no_trace(saver: AsyncSaver) -> None:
-    """A thousand unknown ids in every read call, by method and by view."""
+    """Many unknown ids in every read call, by method and by view."""
+    store = saver._shared.store
     await put(saver, "1", {"x": 1})
-    for number in range(1000):
+    before = contents(saver)
+    for number in range(1000 if isinstance(store, MemoryStore) else 50):
         name = f"unknown {number}"
         for where in (config(name), config(name, "1"), config("t", name), config("t", ns=name), config("t", "1", name)):
             assert await saver.aget_tuple(where) is None
             assert await listed(saver, where) == []
             assert await saver.aget_delta_channel_history(config=where, channels=["c"]) == {"c": {"writes": []}}
-        assert saver.storage[name] == {}
-        assert saver.storage[name]["ns"] == {}
-        assert saver.writes[name, "", "1"] == {}
-        assert name not in saver.storage
+        if isinstance(store, MemoryStore):
+            assert saver.storage[name] == {}
+            assert saver.storage[name]["ns"] == {}
+            assert saver.writes[name, "", "1"] == {}
+            assert name not in saver.storage
     assert await saver.acount() == 1
     assert await all_of(saver.athread_ids()) == ["t"]
-    assert [*saver.storage["t"]] == [""]
-    assert [*saver._shared.store._buckets] == ["t"]  # type: ignore[attr-defined]
-    assert [*saver._shared.store._buckets["t"].namespaces] == [""]  # type: ignore[attr-defined]
+    assert contents(saver) == before
+    if isinstance(store, MemoryStore):
+        assert [*store._buckets] == ["t"]
+        assert [*store._buckets["t"].namespaces] == [""]
 
 
 def test_p9_sync_reading_of_the_unknown_leaves_no_trace() -> None:
@@ -596,7 +602,7 @@ async def test_p12_what_cannot_be_serialised_names_its_channel_and_type_and_stor
     """What was there before is untouched, and the message holds nothing of the state."""
     await put(saver, "1", {"x": "before"})
     await saver.aput_writes(config(checkpoint_id="1"), [("c", "before")], "task")
-    before = await all_of(saver.alist(None)), dict(saver.blobs)
+    before = contents(saver)
     attempts = [
         lambda: put(saver, "2", {"good": 1, "bad channel": value}),
         lambda: put(saver, "1", {"bad channel": value, "x": "after"}),
@@ -613,7 +619,7 @@ async def test_p12_what_cannot_be_serialised_names_its_channel_and_type_and_stor
         assert "hunter2" not in message
         assert isinstance(caught.value, TypeError)
         assert caught.value.__cause__ is not None
-    assert (await all_of(saver.alist(None)), dict(saver.blobs)) == before
+    assert contents(saver) == before
     assert await saver.acount() == 1
 
 

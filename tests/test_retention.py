@@ -44,6 +44,7 @@ from examples.custom_store import FileStore
 from tests import graphs
 from tests.build import all_of, checkpoint, config, listed, put
 from tests.graphs import delta, in_turn, says, turn
+from tests.stores import NewStore, versions_of, writes_of
 from tests.workers import together
 
 on_loops = pytest.mark.anyio
@@ -2036,3 +2037,177 @@ async def test_nothing_is_logged_in_normal_work(caplog: pytest.LogCaptureFixture
     saver.sweep()
     assert told
     assert [one.name for one in caplog.records if one.name not in ("asyncio", "concurrent.futures")] == []
+
+
+# Stores that keep to their limits where they are told to sweep, at the latest: all of them do.
+
+
+@on_loops
+@pytest.mark.parametrize("ttl", TTLS, ids=["int", "float", "timedelta", "callable", "callable of timedelta"])
+async def test_a_sweep_takes_what_went_unused(new_store: NewStore, clock: Clock, ttl: Any) -> None:
+    """Whatever is done with a conversation is use of it; and so it outlives a close."""
+    saver = AsyncSaver(store=new_store(), retention=Retention(clock=clock, ttl=ttl))
+    for thread_id in ("read", "put", "written", "listed", "copied", "idle"):
+        await put(saver, "1", {"x": 1}, thread_id=thread_id)
+    clock.now += 8
+    assert await saver.aget_tuple(config("read")) is not None
+    await put(saver, "2", thread_id="put")
+    await saver.aput_writes(config("written", "1"), [("x", 1)], "task")
+    await saver.acopy_thread("copied", "copy")
+    await saver._shared.store.close()
+    clock.now += 2
+    assert await saver.asweep() == 0
+    clock.now += 6
+    left = ["copied", "copy", "put", "read", "written"]
+    assert await saver.asweep() == 2
+    assert sorted(await all_of(saver.athread_ids())) == left
+    assert await saver.acount() == len(left)
+    clock.now += 5
+    assert saver.sweep() == len(left)
+    assert (await saver.astats()).evictions == {"ttl": 7, "max_threads": 0, "max_bytes": 0}
+    assert await saver.acount() == 0
+
+
+@on_loops
+@pytest.mark.parametrize("refresh", [True, False], ids=["reading is use", "reading is no use"])
+async def test_a_sweep_takes_the_least_recently_used(new_store: NewStore, clock: Clock, refresh: bool) -> None:
+    """As many as there are too many."""
+    retention = Retention(clock=clock, max_threads=3, refresh_on_read=refresh)
+    saver = AsyncSaver(store=new_store(), retention=retention)
+    for thread_id in "abc":
+        clock.now += 1
+        await put(saver, "1", thread_id=thread_id)
+    clock.now += 1
+    await saver.aget_tuple(config("a"))
+    for thread_id in "de":
+        clock.now += 1
+        await put(saver, "1", thread_id=thread_id)
+    await saver.asweep()
+    assert sorted(await all_of(saver.athread_ids())) == (["a", "d", "e"] if refresh else ["c", "d", "e"])
+    assert (await saver.astats()).evictions == {"ttl": 0, "max_threads": 2, "max_bytes": 0}
+
+
+@on_loops
+async def test_a_sweep_takes_bytes_that_are_too_many(new_store: NewStore, clock: Clock) -> None:
+    """Of what was used least recently, and no more conversations than need be."""
+    saver = AsyncSaver(store=new_store(), retention=Retention(clock=clock, max_bytes=400_000))
+    for number in range(12):
+        clock.now += 1
+        await put(saver, "1", {"x": random.Random(number).randbytes(60_000)}, thread_id=f"{number:02}")
+    await saver.asweep()
+    left = sorted(await all_of(saver.athread_ids()))
+    assert left == [f"{number:02}" for number in range(12 - len(left), 12)]
+    assert 4 <= len(left) <= 6
+    assert ((await saver.astats()).bytes or 0) <= 400_000
+
+
+@on_loops
+async def test_a_sweep_leaves_the_newest_of_each_namespace(new_store: NewStore, clock: Clock) -> None:
+    """With their values and writes, and writes of what is yet to come; the rest goes, its values too."""
+    saver = AsyncSaver(store=new_store(), retention=Retention(clock=clock, keep_last=2))
+    for ns in ("", "child"):
+        for number in range(6):
+            parent = f"{number - 1}" if number else None
+            await put(saver, f"{number}", {"x": number, "same": 1}, ns=ns, parent=parent, run_id=f"run {number}")
+            await saver.aput_writes(config(checkpoint_id=f"{number}", ns=ns), [("x", number)], "task")
+        await saver.aput_writes(config(checkpoint_id="9", ns=ns), [("x", 9)], "task")
+    await saver.asweep()
+    found = await all_of(saver.alist(config(ns=None)))
+    assert sorted((one.checkpoint["id"], one.config["configurable"]["checkpoint_ns"]) for one in found) == [
+        (checkpoint_id, ns) for checkpoint_id in "45" for ns in ("", "child")
+    ]
+    for one in found:
+        number = int(one.checkpoint["id"])
+        assert one.checkpoint["channel_values"] == {"x": number, "same": 1}
+        assert one.pending_writes == [("task", "x", number)]
+    assert sorted({key[2] for key in writes_of(saver)}) == ["4", "5", "9"]
+    assert sorted({key[3] for key in versions_of(saver)}) == ["4", "5"]
+    assert (await saver.astats()).pruned == 8
+    await saver.adelete_for_runs(["run 5", "run 0"])
+    assert await listed(saver, config()) == ["4"]
+
+
+@on_asyncio
+async def test_a_sweep_leaves_what_is_rebuilt_whole(new_store: NewStore, clock: Clock) -> None:
+    """The value of a `DeltaChannel`, from hidden ancestors if need be."""
+    plain, saver = (AsyncSaver(store=new_store(), retention=one) for one in (None, Retention(clock=clock, keep_last=2)))
+    ends = []
+    for one in (plain, saver):
+        graph = delta(5).compile(checkpointer=one)
+        for number in range(4):
+            await turn(graph, f"in{number}")
+            await one.asweep()
+        ends.append(await graphs.log(graph))
+    assert ends[0] == ends[1]
+    assert len(await listed(saver, config())) < len(await listed(plain, config()))
+
+
+@on_loops
+@pytest.mark.parametrize(
+    ("name", "limit"), [("ttl", 10), ("max_threads", 1), ("max_bytes", 50_000), ("keep_last", 1)], ids=lambda one: one
+)
+async def test_a_sweep_leaves_what_is_in_an_open_session(
+    new_store: NewStore, clock: Clock, name: str, limit: int
+) -> None:
+    """Until it ends, be it sync code's."""
+    saver = AsyncSaver(store=new_store(), retention=Retention(clock=clock, **{name: limit}))  # type: ignore[arg-type]
+    async with saver.session("t"):
+        with saver.session("u"):
+            for thread_id in ("t", "u"):
+                for number in range(3):
+                    await put(saver, f"{number}", {"x": long(number, 100_000)}, thread_id=thread_id)
+            clock.now += 100
+            assert await saver.asweep() == 0
+            assert await listed(saver, config()) == await listed(saver, config("u")) == ["2", "1", "0"]
+        clock.now += 100
+        await saver.asweep()
+        assert await listed(saver, config()) == ["2", "1", "0"]
+        assert len(await listed(saver, config("u"))) == (1 if name == "keep_last" else 0)
+    clock.now += 100
+    await saver.asweep()
+    assert len(await listed(saver, config())) == {"ttl": 0, "max_threads": 3, "max_bytes": 0, "keep_last": 1}[name]
+
+
+@on_loops
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_sweep_tells_of_each_once(new_store: NewStore, clock: Clock, kind: str) -> None:
+    """After the fact, with the reason; and the saver may be called then."""
+    told: list[Any] = []
+
+    def tell(thread_id: str, reason: str) -> None:
+        told.append((thread_id, reason))
+        assert saver.get_tuple(config(thread_id)) is None
+
+    async def atell(thread_id: str, reason: str) -> None:
+        told.append((thread_id, reason))
+        assert await saver.aget_tuple(config(thread_id)) is None
+
+    on_evict: Any = tell if kind == "sync" else atell
+    saver = AsyncSaver(store=new_store(), retention=Retention(clock=clock, ttl=10, max_threads=3, on_evict=on_evict))
+    for thread_id in "abcde":
+        clock.now += 1
+        await put(saver, "1", thread_id=thread_id)
+    await saver.asweep()
+    assert told == [("a", "max_threads"), ("b", "max_threads")]
+    clock.now += 11
+    assert await saver.asweep() == 3
+    assert sorted(told[2:]) == [(thread_id, "ttl") for thread_id in "cde"]
+    await saver.asweep()
+    assert len(told) == 5
+
+
+@on_loops
+async def test_two_sweeps_at_once_take_each_once(new_store: NewStore, clock: Clock) -> None:
+    """And a put beside them is stored."""
+    saver = AsyncSaver(store=new_store(), retention=Retention(clock=clock, max_threads=5))
+    for number in range(30):
+        clock.now += 1
+        await put(saver, "1", thread_id=f"{number:02}")
+    async with create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(saver.asweep)
+        tasks.start_soon(partial(put, saver, "1", thread_id="new"))
+    await saver.asweep()
+    assert "new" in await all_of(saver.athread_ids())
+    assert await saver.acount() == 5
+    assert (await saver.astats()).evictions["max_threads"] == 26

@@ -1,7 +1,6 @@
 """Sessions across event loops and worker threads, and from sync code."""
 
 import asyncio
-import copy
 import gc
 import signal
 import threading
@@ -17,15 +16,16 @@ import pytest
 
 from async_saver import (
     AsyncSaver,
-    MemoryStore,
     SessionError,
     SessionInterruptedError,
     SessionLostError,
+    Store,
     ThreadBusyError,
 )
 from async_saver import session as session_module
 from tests.build import checkpoint, config, ids, put
-from tests.test_sessions import contents, enter_and_leave, nothing_is_left, until
+from tests.stores import NewStore, contents
+from tests.test_sessions import enter_and_leave, nothing_is_left, until
 from tests.workers import LOOPS, on_loop, together
 
 KINDS = [*range(len(LOOPS)), "sync"]
@@ -46,10 +46,10 @@ def store(saver: AsyncSaver, checkpoint_id: str) -> None:
 class Meeting:
     """A holder and a newcomer on one conversation, each with an event loop or a worker thread of its own."""
 
-    def __init__(self, strategy: Any, timeout: float | None = None) -> None:
-        self.saver = AsyncSaver()
+    def __init__(self, saver: AsyncSaver, strategy: Any, timeout: float | None = None) -> None:
+        self.saver = saver
         store(self.saver, "0")
-        self.before = copy.deepcopy(self.saver)
+        self.before = contents(saver)
         self.options: dict[str, Any] = {"multitask_strategy": strategy, "timeout": timeout}
         self.inside, self.go_on = threading.Event(), threading.Event()
         self.log: list[str] = []
@@ -114,15 +114,14 @@ class Meeting:
     def take_place(self, holder: Any, newcomer: Any, *others: Callable[[], None]) -> None:
         """Run both at once."""
         together(partial(self.hold, holder), partial(self.come, newcomer), *others)
-        self.saver._shared.store.check()  # type: ignore[attr-defined]
         assert nothing_is_left(self.saver)
 
 
 @pytest.mark.parametrize("newcomer", KINDS)
 @pytest.mark.parametrize("holder", KINDS)
-def test_enqueue_across_loops_and_threads(holder: Any, newcomer: Any) -> None:
+def test_enqueue_across_loops_and_threads(saver: AsyncSaver, holder: Any, newcomer: Any) -> None:
     """The newcomer begins when the holder has left, wherever the two run."""
-    meeting = Meeting("enqueue", 30)
+    meeting = Meeting(saver, "enqueue", 30)
     meeting.take_place(holder, newcomer, meeting.let_go_when_awaited)
     assert meeting.log == ["holder ends", "newcomer"]
     assert meeting.found == ["2", "1", "0"]
@@ -131,9 +130,9 @@ def test_enqueue_across_loops_and_threads(holder: Any, newcomer: Any) -> None:
 
 @pytest.mark.parametrize("newcomer", KINDS)
 @pytest.mark.parametrize("holder", KINDS)
-def test_reject_across_loops_and_threads(holder: Any, newcomer: Any) -> None:
+def test_reject_across_loops_and_threads(saver: AsyncSaver, holder: Any, newcomer: Any) -> None:
     """The newcomer gets an error that says who holds the conversation; the holder notices nothing."""
-    meeting = Meeting("reject")
+    meeting = Meeting(saver, "reject")
 
     def come() -> None:
         with pytest.raises(ThreadBusyError, match=r"by (the (asyncio|trio) task|sync code in the worker thread) '"):
@@ -148,9 +147,9 @@ def test_reject_across_loops_and_threads(holder: Any, newcomer: Any) -> None:
 @pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
 @pytest.mark.parametrize("newcomer", KINDS)
 @pytest.mark.parametrize("holder", KINDS)
-def test_interruptions_across_loops_and_threads(holder: Any, newcomer: Any, strategy: str) -> None:
+def test_interruptions_across_loops_and_threads(saver: AsyncSaver, holder: Any, newcomer: Any, strategy: str) -> None:
     """A task is cancelled on its own loop and unwinds first; sync code is fenced at once, and learns when it writes."""
-    meeting = Meeting(strategy)
+    meeting = Meeting(saver, strategy)
     meeting.take_place(holder, newcomer)
     assert isinstance(meeting.error, SessionInterruptedError)
     if holder == "sync":
@@ -161,12 +160,12 @@ def test_interruptions_across_loops_and_threads(holder: Any, newcomer: Any, stra
     kept = ["1", "0"] if holder == "sync" else ["2", "1", "0"]
     assert meeting.found == (kept if strategy == "interrupt" else ["0"])
     if strategy == "rollback":
-        assert contents(meeting.saver) == contents(meeting.before)
+        assert contents(meeting.saver) == meeting.before
 
 
-def test_many_loops_and_threads_are_never_two_in_one_conversation() -> None:
+def test_many_loops_and_threads_are_never_two_in_one_conversation(saver: AsyncSaver) -> None:
     """Eight of each take their turns on three conversations; each turn reads what the one before has stored."""
-    saver, rounds = AsyncSaver(), 25
+    rounds = 25
 
     async def turns(number: int) -> None:
         for turn in range(rounds):
@@ -192,7 +191,6 @@ def test_many_loops_and_threads_are_never_two_in_one_conversation() -> None:
     )
     counts = [len(list(saver.list(config(str(one))))) for one in range(3)]
     assert sum(counts) == 16 * rounds
-    saver._shared.store.check()  # type: ignore[attr-defined]
     assert nothing_is_left(saver)
 
 
@@ -237,9 +235,8 @@ async def test_sync_code_does_not_wait_for_the_loop_that_it_blocks(saver: AsyncS
     assert nothing_is_left(saver)
 
 
-def test_sync_code_does_not_wait_for_itself() -> None:
+def test_sync_code_does_not_wait_for_itself(saver: AsyncSaver) -> None:
     """Where it does not belong to the session that its own worker thread holds."""
-    saver = AsyncSaver()
 
     def enter() -> None:
         with saver.session("t"):
@@ -267,9 +264,8 @@ async def test_sync_sessions_in_coroutines(saver: AsyncSaver) -> None:
     assert nothing_is_left(saver)
 
 
-def test_a_sync_session_is_left_where_it_was_entered() -> None:
+def test_a_sync_session_is_left_where_it_was_entered(saver: AsyncSaver) -> None:
     """Else there is an error, and the conversation is free all the same."""
-    saver = AsyncSaver()
     session = saver.session("t")
     together(session.__enter__)
     with pytest.raises(SessionError, match="left by another task or worker thread"):
@@ -292,9 +288,9 @@ def interrupt_the_entry(saver: AsyncSaver) -> None:
         signal.signal(signal.SIGALRM, former)
 
 
-def test_an_interrupted_wait_leaves_no_trace() -> None:
+def test_an_interrupted_wait_leaves_no_trace(saver: AsyncSaver) -> None:
     """Ctrl-C while sync code waits for its turn; the holder notices nothing, and the next one is let in."""
-    saver, inside, go_on = AsyncSaver(), threading.Event(), threading.Event()
+    inside, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
         with saver.session("t"):
@@ -313,11 +309,11 @@ def test_an_interrupted_wait_leaves_no_trace() -> None:
     assert nothing_is_left(saver)
 
 
-def test_a_lease_that_comes_late_is_given_back() -> None:
+def test_a_lease_that_comes_late_is_given_back(new_store: NewStore) -> None:
     """The interrupt comes while the store gives it, and the store gives it all the same."""
     taking, taken, gave_back = threading.Event(), threading.Event(), threading.Event()
 
-    class Slow(MemoryStore):
+    class Slow(Store):
         async def acquire(self, *args: Any, **kwargs: Any) -> Any:
             taking.set()
             with anyio.CancelScope(shield=True):
@@ -334,7 +330,7 @@ def test_a_lease_that_comes_late_is_given_back() -> None:
             finally:
                 gave_back.set()
 
-    saver = AsyncSaver(store=Slow())
+    saver = AsyncSaver(store=new_store(Slow))
     interrupt_the_entry(saver)
     assert taking.is_set()
     taken.set()
@@ -376,9 +372,8 @@ KEPT: list[Any] = []
 
 @pytest.mark.parametrize("kind", ["thread", "task", "loop"])
 @pytest.mark.parametrize("newcomer", KINDS)
-def test_a_holder_that_is_gone_is_noticed_by_the_next_one(kind: str, newcomer: Any) -> None:
+def test_a_holder_that_is_gone_is_noticed_by_the_next_one(saver: AsyncSaver, kind: str, newcomer: Any) -> None:
     """Its thread or task has ended, or its loop is closed: it will never leave."""
-    saver = AsyncSaver()
     _enter_and_end(kind, saver)
     assert not saver.is_busy("t")
 
@@ -400,10 +395,12 @@ def test_a_holder_that_is_gone_is_noticed_by_the_next_one(kind: str, newcomer: A
 
 
 @pytest.mark.parametrize("newcomer", KINDS)
-def test_a_holder_that_is_gone_is_noticed_by_those_who_wait(monkeypatch: pytest.MonkeyPatch, newcomer: Any) -> None:
+def test_a_holder_that_is_gone_is_noticed_by_those_who_wait(
+    saver: AsyncSaver, monkeypatch: pytest.MonkeyPatch, newcomer: Any
+) -> None:
     """The first in line looks for it now and then."""
     monkeypatch.setattr(session_module, "_LOOK", 0.01)
-    saver, inside, log = AsyncSaver(), threading.Event(), list[str]()
+    inside, log = threading.Event(), list[str]()
 
     def hold_and_end() -> None:
         saver.session("t").__enter__()

@@ -2,7 +2,7 @@
 
 # ruff: noqa: D101  (the names of the broken stores say it)
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -22,21 +22,26 @@ from async_saver.records import (
     StoreStats,
     WriteRecord,
 )
+from async_saver.stores.base import lost_error
 from async_saver.stores.bucket import Bucket
-from async_saver.stores.leases import lost_error
 from async_saver.testing import check_store
-from tests.test_machine import HalfDeleted, Split
+from tests.stores import NewStore
+from tests.test_machine import HalfDeleted
+from tests.test_machine import Split as SplitByAnAwait
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("factory", [MemoryStore])
-async def test_every_store_keeps_the_contract(factory: Callable[[], Store]) -> None:
+async def test_every_store_keeps_the_contract(new_store: NewStore) -> None:
     """On every event loop."""
-    await check_store(factory)
+    await check_store(new_store)
 
 
 # Stores that break one promise each.
+
+
+class Split(SplitByAnAwait, MemoryStore):
+    pass
 
 
 class LeavesTraces(MemoryStore):

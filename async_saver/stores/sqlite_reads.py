@@ -179,7 +179,13 @@ def read(connection: sqlite3.Connection, places: Sequence[Place]) -> list[Stored
 
 def read_some(connection: sqlite3.Connection, rows: Sequence[int]) -> list[StoredCheckpoint]:
     """Return the checkpoints in some rows, as far as they are there."""
-    found = _read(connection, _READ_BY_ROW, packed(rows))
+    try:
+        found = _read(connection, _READ_BY_ROW, packed(rows))
+    except sqlite3.Error as exc:
+        if "too big" not in str(exc) or len(rows) == 1:
+            raise
+        half = len(rows) // 2  # all that is read at once must not be more than a gigabyte
+        return [*read_some(connection, rows[:half]), *read_some(connection, rows[half:])]
     return [found[number] for number in sorted(found)]
 
 
