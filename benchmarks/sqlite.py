@@ -208,6 +208,10 @@ async def _turns(agent: Agent, number: int, turns: int) -> None:
 async def _anew(rounds: int, piece: Callable[[Any], Awaitable[dict[str, float]]]) -> Measured:
     """Measure three savers in turns, on new files each time, and the files after it."""
     measured: Measured = defaultdict(lambda: defaultdict(list))
+    for name in BOTH:  # to warm up
+        with on_disk() as directory:
+            async with opened(name, directory) as saver:
+                await _agents(saver, True, 2)
     for name in in_turns((OURS, SQLITE, LIMIT), rounds):
         with on_disk() as directory:
             async with opened(name, directory) as saver:
@@ -224,14 +228,7 @@ def _agent(at_once: bool, rounds: Rounds) -> list[Row]:
     async def piece(saver: Any) -> dict[str, float]:
         return {"runs": await _agents(saver, at_once)}
 
-    async def measure() -> Measured:
-        for name in (OURS, SQLITE):  # to warm up
-            with on_disk() as directory:
-                async with opened(name, directory) as saver:
-                    await _agents(saver, at_once, 2)
-        return await _anew(rounds.agent, piece)
-
-    measured = asyncio.run(measure())
+    measured = asyncio.run(_anew(rounds.agent, piece))
     what = "the same, all at once" if at_once else "ReAct agent, 20 conversations of 50 turns, one run at a time"
     return [
         Row(what, "runs/s", measured["runs"], None if at_once else at_least(2.5), SQLITE),

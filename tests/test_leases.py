@@ -295,7 +295,7 @@ def _in_line(ops: list[Any]) -> list[Any]:
 
 
 @given(st.lists(_ops, max_size=12), _sessions, st.lists(_ops, max_size=4))
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_a_file_holds_and_undoes_what_memory_does(
     history: list[Op], sessions: list[tuple[list[tuple[str, Op]], str]], then: list[Op]
 ) -> None:

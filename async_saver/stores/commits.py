@@ -257,6 +257,8 @@ class Worker:
     def _has_ended(self) -> bool:
         """Be no longer there, unless there is more to do: who calls looks for the thread after the queue."""
         with self._starting:
+            if self._queue.qsize():
+                return False
             thread, self._thread = self._thread, None
             if self._queue.qsize():
                 self._thread = thread
