@@ -1,6 +1,7 @@
 """SQLiteStore: conversations in a file, for the processes of one machine."""
 
 import atexit
+import json
 import os
 import sqlite3
 import threading
@@ -454,7 +455,7 @@ SELECT json_group_array(thread_id) FROM conversations WHERE id IN (
 
 
 def _column(statement: str, parameters: Any, connection: sqlite3.Connection) -> "list[Any]":
-    return cast("list[Any]", edits.loaded(connection.execute(statement, parameters).fetchone()[0]))
+    return cast("list[Any]", json.loads(connection.execute(statement, parameters).fetchone()[0]))
 
 
 def _count(connection: sqlite3.Connection) -> int:

@@ -36,8 +36,6 @@ NamespaceOf = Callable[[str, str], int]
 """Returns the row of a namespace of a conversation; makes it, if it is not there."""
 
 
-loaded: Callable[[str], Any] = json.loads
-
 _OWN = "SELECT n.id FROM namespaces n JOIN conversations t ON t.id = n.conversation WHERE t.thread_id = :thread_id"
 
 _CHECKPOINT = "parent_id, hidden, versions, run_id, delta_channels, facts, kind, metadata_kind, checkpoint, metadata"
