@@ -316,3 +316,26 @@ async def test_calls_of_one_conversation_are_one_transaction(store: SQLiteStore)
     assert [one.checkpoint["id"] async for one in saver.alist(config())] == ["3"]
     assert sum(lots) == 6
     assert len(lots) <= 4
+
+
+async def test_runs_that_race_in_one_transaction_are_told(store: SQLiteStore) -> None:
+    """Also where they begin the conversation: the second one's put sees the first one's, which is not written yet."""
+    await store.setup()
+    conflicts: dict[str, bool] = {}
+
+    async def put(checkpoint_id: str) -> None:
+        conflicts[checkpoint_id] = await store.put("t", "", record(checkpoint_id), [], (), "raise")
+
+    with store._engine._writer.using:  # so that what is called for now gathers
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.delete, ["what the committer has taken, and waits with"])
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(put, "1")
+            tasks.start_soon(put, "2")
+            await anyio.wait_all_tasks_blocked()
+            store._engine._writer.using.release()
+            while len(conflicts) < 2:
+                await anyio.lowlevel.checkpoint()
+            store._engine._writer.using.acquire()
+    assert sorted(conflicts.values()) == [False, True]
+    assert await store.count() == 1
