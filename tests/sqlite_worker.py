@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 import pytest
-from async_saver.stores.sqlite import SQLiteStore
 from typing_extensions import Self
 
 from async_saver import AsyncSaver
+from async_saver.stores.sqlite import SQLiteStore
 from tests.build import checkpoint, config, put
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="processes are forked, killed and limited as POSIX has it")
