@@ -566,7 +566,8 @@ async def _copied(saver: AsyncSaver) -> None:
 @pytest.mark.parametrize("large", [(2000, 1), (2, 2000)], ids=["conversations", "history"])
 async def test_p11_cost_does_not_grow(name: str, large: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither with the other conversations nor, for the latest and the first page, with this one's history."""
-    monkeypatch.setattr(memory, "_SLICE", inf)  # on a slow machine, more slices would be more lines
+    monkeypatch.setattr(memory, "_SLICE", inf)  # on a slow machine, more slices and yields would be more lines
+    monkeypatch.setattr(pace._pace, "until", inf)
     small = await _effort(_CALLS[name], await _filled(2, 1))
     big = await _effort(_CALLS[name], await _filled(*large))
     assert big < small + 150, (
