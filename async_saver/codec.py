@@ -1,6 +1,9 @@
 """Between LangGraph's checkpoints and stored records: encode at once, decode in slices."""
 
+import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
+from math import copysign
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -15,13 +18,14 @@ from langgraph.checkpoint.base import (
     get_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 from ormsgpack import MsgpackEncodeError
 
 from async_saver.errors import DeserializationError, SerializationError, shown
 from async_saver.pace import Slices
 from async_saver.records import (
     EMPTY,
+    JSON,
     Blob,
     ChannelVersion,
     CheckpointRecord,
@@ -37,6 +41,9 @@ __all__ = ["Decoder", "config_of", "encode_checkpoint", "encode_writes", "record
 _SLICE = 16 * 1024  # bytes that are read between two looks whether it is time to yield
 _EACH = 64  # bytes that take as long as what reading anything takes beside its bytes
 _FAST = FastJsonPlusSerializer.loads_typed
+
+_OURS = "async_saver"  # the key behind which metadata are that JSON does not have
+_MOST = 2**63  # a whole number that every reader of JSON has
 
 _CHANNEL, _WRITE, _METADATA = "channel", "a write to channel", "the metadata"
 
@@ -59,8 +66,9 @@ def encode_checkpoint(
     checkpoint: Checkpoint,
     metadata: CheckpointMetadata,
     new_versions: ChannelVersions,
+    as_json: bool = False,
 ) -> tuple[CheckpointRecord, list[tuple[ChannelVersion, Blob]]]:
-    """Serialise a checkpoint, and those of its values that are new.
+    """Serialise a checkpoint, and those of its values that are new; what is around them `as_json` if a store asks so.
 
     Raises:
         SerializationError: A value, the metadata or the checkpoint itself cannot be serialised.
@@ -68,6 +76,14 @@ def encode_checkpoint(
     values = checkpoint["channel_values"]
     rest: dict[str, object] = {**checkpoint}
     del rest["channel_values"]
+    inline: dict[str, object] = {}
+    if as_json:
+        for channel, value in values.items():
+            if isinstance(value, _DeltaSnapshot):
+                inline[channel] = True  # a mark that there is a blob
+            elif type(value) in _SCALARS and _is_json(value):
+                inline[channel] = value
+        rest["channel_values"] = inline
     full_metadata = get_checkpoint_metadata(config, metadata)
     blobs: list[tuple[ChannelVersion, Blob]] = []
     snapshots: list[str] = []
@@ -77,15 +93,17 @@ def encode_checkpoint(
         for channel, version in new_versions.items():
             if channel in values:
                 value = values[channel]
-                blobs.append(((channel, version), _frozen(dumps(value))))
-                if isinstance(value, _DeltaSnapshot):
+                is_snapshot = isinstance(value, _DeltaSnapshot)
+                if is_snapshot:
                     snapshots.append(channel)
-            else:
+                if is_snapshot or channel not in inline:
+                    blobs.append(((channel, version), _frozen(dumps(value))))
+            elif not as_json:
                 blobs.append(((channel, version), EMPTY))
         what, value = "the checkpoint", rest
-        encoded_checkpoint = _frozen(dumps(value))
+        encoded_checkpoint = (JSON, _to_json(value)) if as_json else _frozen(dumps(value))
         what, value = _METADATA, full_metadata
-        encoded_metadata = _frozen(dumps(value))
+        encoded_metadata = _metadata_as_json(serde, full_metadata) if as_json else _frozen(dumps(value))
     except Exception as exc:
         raise _unserialisable(exc, value, thread_id, what, channel) from exc
     # As it was given: get_checkpoint_metadata takes NULs out of text, and drops a UUID.
@@ -141,6 +159,52 @@ def encode_writes(
     except Exception as exc:
         raise _unserialisable(exc, value, thread_id, _WRITE, channel) from exc
     return records
+
+
+_SCALARS = {str, int, float, bool, type(None)}
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def _to_json(value: object) -> bytes:
+    return _json(value).encode()
+
+
+def _is_json(value: object) -> bool:
+    """Tell whether a value comes back from JSON, and from a database that keeps it as such, as it is."""
+    cls = type(value)
+    if cls is str:
+        return _is_text(cast(str, value))
+    if cls is dict:
+        return all(type(key) is str and _is_text(key) and _is_json(one) for key, one in cast(Any, value).items())
+    if cls is list:
+        return all(map(_is_json, cast(Any, value)))
+    if cls is int:
+        return -_MOST <= cast(int, value) < _MOST
+    if cls is float:  # written with an exponent it may come back as a whole number, and zero without its sign
+        written = repr(value)
+        return written[-1].isdigit() and "e" not in written and (value != 0 or copysign(1, cast(float, value)) > 0)
+    return cls in _SCALARS
+
+
+def _is_text(value: str) -> bool:
+    """Tell whether a database can keep it: without NULs and lone surrogates."""
+    if "\0" in value:
+        return False
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+    return True
+
+
+def _metadata_as_json(serde: SerializerProtocol, metadata: Mapping[str, Any]) -> Blob:
+    """Return metadata as JSON; where that does not have all of it, with all of it as the serde writes it beside."""
+    rest = {key: value for key, value in metadata.items() if _is_text(key) and _is_json(value) and key != _OURS}
+    if len(rest) < len(metadata):
+        kind, data = serde.dumps_typed(metadata)
+        rest[_OURS] = [kind, b64encode(data).decode()]
+    return JSON, _to_json(rest)
 
 
 def _parent_id(config: RunnableConfig) -> str | None:
@@ -204,13 +268,24 @@ class Decoder:
         """
         blob = stored.record.metadata
         try:
+            if blob[0] == JSON:
+                return self._metadata_of_json(blob)
             return cast(CheckpointMetadata, (yield from self._next(blob)))
         except Exception as exc:
             raise _unreadable(blob, stored.thread_id, _METADATA) from exc
 
+    def _metadata_of_json(self, blob: Blob) -> CheckpointMetadata:
+        metadata = json.loads(blob[1])
+        if _OURS in metadata:
+            kind, data = metadata[_OURS]
+            metadata = self._serde.loads_typed((kind, b64decode(data)))
+        return cast(CheckpointMetadata, metadata)
+
     def _next(self, blob: Blob) -> Slices[Any]:
         """End a slice, and read what comes next."""
         yield
+        if blob[0] == JSON:
+            return json.loads(blob[1])
         if self._in_slices:
             return (yield from cast(FastJsonPlusSerializer, self._serde).loads_in_slices(blob))
         return self._serde.loads_typed(blob)
@@ -228,16 +303,23 @@ class Decoder:
         Raises:
             DeserializationError: A stored value cannot be read.
         """
-        thread_id, checkpoint_ns, record, values, writes = stored
+        thread_id, checkpoint_ns, record, values, writes, sends = stored
         loads = self._serde.loads_typed
         left = self._slice
         what, channel, blob = _METADATA, "", record.metadata
         channel_values: dict[str, Any] = {}
         try:
-            if metadata is None:
+            if metadata is None and blob[0] == JSON:
+                metadata = self._metadata_of_json(blob)
+            elif metadata is None:
                 metadata = loads(blob) if len(blob[1]) < left else (yield from self._next(blob))
             what, blob = "the checkpoint", record.checkpoint
-            checkpoint: Checkpoint = loads(blob)
+            checkpoint: Checkpoint
+            if blob[0] == JSON:
+                checkpoint = json.loads(blob[1])
+                channel_values = checkpoint.get("channel_values") or {}
+            else:
+                checkpoint = loads(blob)
             what = _CHANNEL
             for channel, blob in values:
                 left -= len(blob[1]) + _EACH
@@ -246,6 +328,10 @@ class Decoder:
                     left = self._slice
                 else:
                     channel_values[channel] = loads(blob)
+            if sends:
+                channel, versions = TASKS, checkpoint["channel_versions"]
+                channel_values[channel] = [loads(blob) for blob in sends]
+                versions[channel] = max(versions.values(), default=f"{1:032}.0")
         except Exception as exc:
             raise _unreadable(blob, thread_id, what, channel) from exc
         checkpoint["channel_values"] = channel_values

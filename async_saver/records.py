@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 __all__ = [
     "EMPTY",
+    "JSON",
     "Blob",
     "ChannelVersion",
     "CheckpointRecord",
@@ -27,6 +28,10 @@ ChannelVersion: TypeAlias = tuple[str, str | int | float]
 
 EMPTY: Blob = ("empty", b"")
 """What is stored for a channel that had a version but no value."""
+
+
+JSON = "async_saver:json"
+"""The type's name of what comes as JSON in UTF-8, to stores that ask for it: see `Store.as_json`."""
 
 
 class CheckpointRecord(NamedTuple):
@@ -82,6 +87,7 @@ class StoredCheckpoint(NamedTuple):
         record: The checkpoint itself.
         values: Each channel that has a value, with it, in the order of `record.versions`.
         writes: Its pending writes, in `writes_sort_key` order.
+        sends: What its parent's tasks sent, in order, where it is of an old format that does not have this itself.
     """
 
     thread_id: str
@@ -89,6 +95,7 @@ class StoredCheckpoint(NamedTuple):
     record: CheckpointRecord
     values: Sequence[tuple[str, Blob]]
     writes: Sequence[WriteRecord]
+    sends: Sequence[Blob] = ()
 
 
 class StoredHistory(NamedTuple):

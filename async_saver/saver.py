@@ -145,6 +145,9 @@ class AsyncSaver(
         serde: SerializerProtocol | None = None,
         retention: Retention | None = None,
         on_conflict: OnConflict | None = None,
+        pool_size: int | None = None,
+        schema: str | None = None,
+        pool_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """Return a saver for the store that a URL names.
 
@@ -152,14 +155,20 @@ class AsyncSaver(
         - "sqlite:///relative.db", "sqlite:////absolute/path.db": an `SQLiteStore` on this file. As parameters, behind
           "?" and joined by "&", it takes `synchronous` and `timeout`: "sqlite:///agents.db?synchronous=normal".
         - "sqlite://": one in memory.
+        - "postgresql://user:password@host:5432/database", also with "postgres://" or "postgresql+psycopg://": a
+          `PostgresStore` there. It takes the parameters that `libpq` takes.
 
         Args:
             conn_string: The URL. In its path, "%" begins an escape, as in all URLs.
             serde: As for the class itself.
             retention: Likewise.
             on_conflict: Likewise.
+            pool_size: As for a `PostgresStore`, and only for one; 4 if none is given.
+            schema: Likewise.
+            pool_kwargs: Likewise.
 
         Raises:
+            ModuleNotFoundError: A package is not installed that only this kind of store needs; it says which.
             InvalidValueError: The URL is not one that this release knows. The message repeats nothing of it that may be
                 a password.
             InvalidTypeError: It is not text.
@@ -168,7 +177,15 @@ class AsyncSaver(
             raise InvalidTypeError(f"a connection string is text, not of type {type(conn_string).__name__}")
         # A subclass may have a constructor of its own.
         given: dict[str, Any] = {"retention": retention, "on_conflict": on_conflict}
-        if conn_string.startswith("sqlite:"):
+        options = {"pool_size": pool_size, "schema": schema, "pool_kwargs": pool_kwargs}
+        options = {name: value for name, value in options.items() if value is not None}
+        if re.match(r"postgres\w*(\+\w+)?://", conn_string):
+            from async_saver.stores.postgres import PostgresStore
+
+            given["store"] = PostgresStore(conn_string, **cast("dict[str, Any]", options))
+        elif options:
+            raise InvalidValueError(f"{' and '.join(options)} are for PostgreSQL, and this URL names another store")
+        elif conn_string.startswith("sqlite:"):
             given["store"] = _sqlite_store(conn_string)
         elif conn_string != "memory://":
             raise InvalidValueError(_why_not(conn_string))
@@ -414,7 +431,8 @@ class AsyncSaver(
         new_versions: ChannelVersions,
     ) -> _Put:
         thread_id, checkpoint_ns, parent_id = _place(config)
-        record, blobs = encode_checkpoint(self.serde, thread_id, config, checkpoint, metadata, new_versions)
+        as_json = self._shared.store.as_json
+        record, blobs = encode_checkpoint(self.serde, thread_id, config, checkpoint, metadata, new_versions, as_json)
         on_conflict = self._on_conflict
         if on_conflict is not None and not has_to_follow(thread_id, checkpoint_ns or "", parent_id, config, metadata):
             on_conflict = None
@@ -1016,9 +1034,8 @@ def _why_not(conn_string: str) -> str:
     """Return why `conn_string` names no store of this release, with nothing of it that may be secret."""
     if conn_string.startswith("memory://"):
         return "a saver in memory takes no path and no options; pass exactly 'memory://'"
-    database = re.match(r"(sqlite|postgres)(ql)?(\+\w+)?://", conn_string)
-    if database is not None:
-        return f"this release of async_saver has no store for {database[1]} URLs yet; pass 'sqlite:///agents.db'"
+    if conn_string.startswith("sqlite+"):
+        return "a URL of SQLite names no driver; pass 'sqlite:///agents.db'"
     return (
         "a connection string is a URL, not a path or ':memory:', and this one names no store of this release; pass "
         "'sqlite:///agents.db' for a file, or 'memory://' for a saver in memory"

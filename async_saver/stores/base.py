@@ -51,7 +51,7 @@ class Store(ABC):
       lost, the call raises a `SessionLostError` and stores nothing; that is looked at in the same step that stores. A
       lease is lost once a later one was given for its conversation, or it was released with `delete`.
     - Its errors are `AsyncSaverError`s. Only an id with NULs or lone surrogates in it, or longer than 300 characters,
-      may be refused, by an `InvalidValueError`.
+      or ids that together have more than 2,500 bytes, may be refused, by an `InvalidValueError`.
 
     `async_saver.testing.check_store` runs these promises as a suite.
     """
@@ -59,6 +59,10 @@ class Store(ABC):
     in_order: bool = False
     """Whether calls of one event loop take effect in the order in which they are made, also on one conversation. Then
     the saver need not keep them apart, and the store may do in one step what comes together."""
+
+    as_json: bool = False
+    """Whether checkpoints and metadata come to it as `JSON`, whatever the saver's serde is. Then those values of a
+    checkpoint that JSON has (text, numbers, booleans, None) are in its `channel_values` and no blobs."""
 
     async def setup(self) -> None:  # noqa: B027  (a store may have nothing to do)
         """Make ready for use what the store needs outside the process; may be called again at any time."""

@@ -112,6 +112,38 @@ class _End:
     """The work of the call that ends the worker thread."""
 
 
+class _Meeting:
+    """One call in several queues: each worker thread comes to it after what is before it in its own queue, the last of
+    them does it, and the others wait for that before they go on.
+
+    It is in all queues since the same moment, so of two meetings each queue has the same one first.
+    """
+
+    def __init__(self, call: Call[Any], number: int) -> None:
+        self._call = call
+        self._missing = number
+        self._over = threading.Event()
+
+    def attend(self, do: Callable[[Sequence[Call[Any]]], None], wait: bool) -> None:
+        """Come to it."""
+        with guard:
+            self._missing -= 1
+            is_last = not self._missing
+        if not is_last:
+            if wait:
+                self._over.wait()
+            return
+        try:
+            if self._call.begin():
+                do([self._call])
+        except BaseException as exc:
+            fail([self._call], exc)
+        finally:
+            self._over.set()
+            if self._call.waiter is not None:
+                _wake([self._call.waiter])
+
+
 class Worker:
     """Does what is called for in a worker thread of its own, in the order of the calls, in lots.
 
@@ -123,6 +155,7 @@ class Worker:
         close: Lets go of what the thread has opened, at its end.
         pause: Says for how many seconds at most to wait for calls; then `do` is called with none.
         name: The thread's.
+        most: How many calls a lot has at most.
     """
 
     def __init__(
@@ -131,11 +164,13 @@ class Worker:
         close: Callable[[], None],
         pause: Callable[[], float | None],
         name: str,
+        most: int = _MOST,
     ) -> None:
         self._do = do
         self._close = close
         self._pause = pause
         self._name = name
+        self._most = most
         self.forget()
 
     def forget(self) -> None:
@@ -178,14 +213,36 @@ class Worker:
             raise
         return call.result()
 
+    @staticmethod
+    async def call_together(workers: "Sequence[Worker]", work: Any) -> Any:
+        """Have something done by one of several, after all that each of them was called for before."""
+        waiter = _Waiter()
+        call: Call[Any] = Call(work, waiter)
+        meeting = _Meeting(call, len(workers))
+        with guard:
+            for worker in workers:
+                worker._queue_up(Call(meeting))
+        for worker in workers:
+            worker._start()
+        try:
+            await waiter.woken
+        except BaseException:
+            call.withdraw()
+            raise
+        return call.result()
+
     def _add(self, call: Call[Any]) -> None:
         with guard:
-            if self._waiting or self._queue.qsize() >= _MOST:
-                self._waiting.append(call)
-                return
-            self._queue.put(call)
+            self._queue_up(call)
         if self._thread is None:  # looked at after the call is in the queue; the thread does these in reverse
             self._start()
+
+    def _queue_up(self, call: Call[Any]) -> None:
+        """Put a call behind all others. The caller is in the guard."""
+        if self._waiting or self._queue.qsize() >= _MOST:
+            self._waiting.append(call)
+        else:
+            self._queue.put(call)
 
     def _start(self) -> None:
         with self._starting:
@@ -224,7 +281,9 @@ class Worker:
         while True:
             calls = self._next(wait=not at_once)
             ends = [call for call in calls if call.work is _End]
-            work = [call for call in calls if call.work is not _End and call.begin()]
+            meeting = calls[-1].work if calls and isinstance(calls[-1].work, _Meeting) else None
+            others = calls if meeting is None else calls[:-1]
+            work = [call for call in others if call.work is not _End and call.begin()]
             try:
                 if work or not calls:
                     self._do(work)
@@ -232,18 +291,21 @@ class Worker:
                     self._close()
             except BaseException as exc:
                 fail((call for call in (*work, *ends) if call.error is None), exc)
+            if meeting is not None:
+                _wake([call.waiter for call in work if call.waiter is not None])  # this may take its time
+                meeting.attend(self._do, wait=not at_once)
             ended = (bool(ends) or at_once) and self._has_ended()
-            _wake([call.waiter for call in calls if call.waiter is not None])
+            _wake([call.waiter for call in others if call.waiter is not None])
             if ended:
                 return
-            del calls, ends, work  # what they refer to is not to be kept while this waits
+            del calls, ends, work, others, meeting  # what they refer to is not to be kept while this waits
 
     def _next(self, wait: bool) -> list[Call[Any]]:
         """Return the next lot; none after a pause."""
         calls: list[Call[Any]] = []
         with suppress(Empty):
             calls.append(self._queue.get(wait, self._pause() if wait else None))
-            while len(calls) < _MOST:
+            while len(calls) < self._most and not isinstance(calls[-1].work, _Meeting):
                 calls.append(self._queue.get(False))
         with guard:
             self._let_in()

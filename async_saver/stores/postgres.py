@@ -1,0 +1,578 @@
+"""PostgresStore: conversations in a database, for the processes of many machines."""
+
+import atexit
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NoReturn, TypeVar, cast
+from weakref import WeakSet, finalize
+
+import async_saver.stores.postgres_edits as edits
+from async_saver.errors import InvalidTypeError, InvalidValueError, shown
+from async_saver.guard import guard
+from async_saver.pace import keep_pace
+from async_saver.records import (
+    Blob,
+    ChannelVersion,
+    CheckpointRecord,
+    Histories,
+    Lease,
+    Listing,
+    StoredCheckpoint,
+    StoredHistory,
+    WriteRecord,
+)
+from async_saver.stores.base import OnConflict, Store
+from async_saver.stores.commits import Call, Worker, fail
+
+try:
+    from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+    from async_saver.stores.postgres_reads import Get, Place, delta_history, fits, read, read_page
+    from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost
+    from async_saver.stores.postgres_writer import Change, Put, PutWrites, Writer, lock, lock_of
+except ModuleNotFoundError as exc:
+    raise ModuleNotFoundError(
+        f"a PostgresStore needs packages that are not installed ({exc}); run: pip install 'async-saver[postgres]' "
+        "'psycopg[binary]'",
+        name=exc.name,
+    ) from exc
+
+__all__ = ["PostgresStore"]
+
+_T = TypeVar("_T")
+
+_MOST = 256  # calls that are put in one transaction
+_MOST_IDX = 2**31
+_MOST_BYTES = 2500  # of ids that are one row's key, as an index takes a row of 2,704
+_FIRST_PAGE, _LARGEST_PAGE = 4, 64  # checkpoints that are read at once, in a list
+_AT_EXIT = 5.0  # seconds that the end of the process waits for the end of a thread
+
+
+class PostgresStore(Store):
+    """Keeps conversations in PostgreSQL, in the tables of langgraph-checkpoint-postgres.
+
+    What `AsyncPostgresSaver` or `PostgresSaver` has written is read and goes on here, and the reverse. What this store
+    needs beside their tables has names that begin with "async_saver_".
+
+    A call that writes returns when its transaction is committed. Calls that come while one is being written are the
+    next one, whichever conversations, event loops and worker threads they are from; several transactions are written
+    at a time, of different conversations. What is read is read beside that, and gets that come together are one
+    statement. All of it is done by the store's own worker threads: no event loop ever waits for the server.
+
+    The latest checkpoint is the one of the greatest id as the database sorts text; for the ids that LangGraph makes that
+    is the newest in every collation.
+
+    Nothing is connected before the first use. `close` ends it; a store that is used again connects again.
+
+    Args:
+        where: How to connect: "postgresql://user:password@host:5432/database", or as `libpq` has it. Or a `ConnectionPool`
+            of psycopg, which the store uses, and never opens or closes.
+        pool_size: How many connections there are at most.
+        schema: The schema that has the tables; it is made if it is not there. The first in the role's search path if
+            none is given.
+        pool_kwargs: What else the `ConnectionPool` takes, such as `max_idle` and `max_lifetime` in seconds, `timeout`,
+            or `kwargs` for its connections.
+
+    Raises:
+        InvalidTypeError: `where` is something else, such as an `AsyncConnectionPool`.
+        InvalidValueError: The connection string cannot be read, or an argument goes with none but that.
+
+    Example:
+        ```python
+        import asyncio
+
+        from async_saver import AsyncSaver
+        from async_saver.stores.postgres import PostgresStore
+
+
+        async def main() -> None:
+            async with AsyncSaver(store=PostgresStore("postgresql://localhost/agents")) as saver:
+                print(await saver.acount())
+
+
+        asyncio.run(main())
+        ```
+    """
+
+    in_order: bool = True  # each conversation has one queue, and one thread that takes from it
+    as_json: bool = True
+
+    def __init__(
+        self,
+        where: "str | ConnectionPool[Any]",
+        *,
+        pool_size: int = 4,
+        schema: str | None = None,
+        pool_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if isinstance(where, AsyncConnectionPool):
+            raise InvalidTypeError(
+                "an AsyncConnectionPool belongs to one event loop, and knows no trio: pass a psycopg_pool.ConnectionPool, "
+                "which this store uses in worker threads of its own, or a connection string"
+            )
+        if not isinstance(where, (str, ConnectionPool)):
+            raise InvalidTypeError(
+                f"pass a connection string or a psycopg_pool.ConnectionPool, not something of type {type(where).__name__}"
+            )
+        if isinstance(pool_size, bool) or not isinstance(pool_size, int):
+            raise InvalidTypeError(f"pool_size is a number of connections, not of type {type(pool_size).__name__}")
+        if pool_size < 1:
+            raise InvalidValueError(f"pool_size is a number of connections, 1 or more, not {shown(pool_size)}")
+        if not isinstance(where, str):
+            if schema is not None or pool_kwargs is not None:
+                raise InvalidValueError("schema and pool_kwargs go with a connection string; a pool has its own")
+            pool_size = max(where.max_size, 1)
+        if schema is not None and (not isinstance(schema, str) or not schema or not fits(schema)):
+            raise InvalidValueError(f"schema is the name of a schema, not {shown(schema)}")
+        self._engine = _Engine(Server(where, pool_size, schema, pool_kwargs or {}), pool_size)
+        finalize(self, self._engine.abandon).atexit = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise InvalidTypeError(
+            f"what a PostgresStore keeps is in {self._engine.server.name()}, and is not copied with it; copy "
+            "conversations with acopy_thread(), or share the saver"
+        )
+
+    async def setup(self) -> None:
+        """Make the tables that are not there, or bring them to their latest version; safe in many processes at once.
+
+        Where they are there nothing is written, and so a role needs no right to make tables.
+
+        Raises:
+            StorageError: The server cannot be reached, or its tables are of a later version than is known here, or
+                are missing and the role may not make them.
+        """
+        self._engine.server.look_again()
+        await self._engine.read(_nothing)
+
+    async def close(self) -> None:
+        """Write what is called for, and close the connections; the store connects again when it is used again."""
+        await self._engine.close()
+
+    # Reading.
+
+    async def get(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
+        """See `Store.get`."""
+        if not _are_fit(thread_id, checkpoint_ns, checkpoint_id or ""):
+            return None
+        return await self._engine.get(Place(thread_id, checkpoint_ns, checkpoint_id))
+
+    def list(self, listing: Listing) -> AsyncIterator[StoredCheckpoint]:
+        """See `Store.list`. It is read in pages; what another process deletes of one that was read is still shown."""
+        return _Found(self._engine, listing)
+
+    async def delta_history(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]
+    ) -> Histories:
+        """See `Store.delta_history`."""
+        known = _fit_only(channels) if _are_fit(thread_id, checkpoint_ns, checkpoint_id or "") else []
+        histories: dict[str, StoredHistory] = {channel: StoredHistory(None, ()) for channel in channels}
+        if known:
+            place = Place(thread_id, checkpoint_ns, checkpoint_id)
+            histories.update(await self._engine.read(partial(delta_history, place=place, channels=known)))
+        return histories
+
+    async def run_threads(self, run_ids: Sequence[str]) -> Sequence[str]:
+        """See `Store.run_threads`."""
+        return await self._engine.read(lambda cursor: self._engine.threads_of_runs(cursor, _fit_only(run_ids)))
+
+    def thread_ids(self) -> AsyncIterator[str]:
+        """See `Store.thread_ids`. Those that other savers have written come last."""
+        return _ThreadIds(self._engine)
+
+    async def count(self) -> int:
+        """See `Store.count`."""
+        return await self._engine.read(_count)
+
+    # Writing.
+
+    async def put(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        record: CheckpointRecord,
+        blobs: Sequence[tuple[ChannelVersion, Blob]],
+        leases: Sequence[Lease] = (),
+        on_conflict: OnConflict | None = None,
+    ) -> bool:
+        """See `Store.put`."""
+        _look_at(record.parent_id or "", *(channel for channel, _ in record.versions), *record.delta_channels)
+        _look_at(*(version for _, version in record.versions if isinstance(version, str)))
+        _look_at_key(thread_id, checkpoint_ns, record.checkpoint_id)
+        _look_at_key(record.run_id or "")
+        for (channel, version), _ in blobs:
+            _look_at_key(thread_id, checkpoint_ns, channel, version if isinstance(version, str) else "")
+        put = Put(thread_id, checkpoint_ns, record, blobs, on_conflict, time.time())
+        conflict: bool = await self._engine.write(thread_id, put)
+        return conflict
+
+    async def put_writes(
+        self,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str,
+        writes: Sequence[WriteRecord],
+        leases: Sequence[Lease] = (),
+    ) -> None:
+        """See `Store.put_writes`."""
+        if not writes:
+            return
+        for write in writes:
+            _look_at(write.channel, write.task_path)
+            _look_at_key(thread_id, checkpoint_ns, checkpoint_id, write.task_id)
+            _look_at_key(write.run_id or "")
+            if not -_MOST_IDX <= write.idx < _MOST_IDX:
+                raise InvalidValueError(f"idx is a number of 32 bits, not {shown(write.idx)}")
+        work = PutWrites(thread_id, checkpoint_ns, checkpoint_id, writes, time.time())
+        await self._engine.write(thread_id, work)
+
+    async def delete(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
+        """See `Store.delete`."""
+        await self._engine.change(_fit_only(thread_ids), self._engine.delete)
+
+    async def delete_for_runs(self, run_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
+        """See `Store.delete_for_runs`."""
+        await self._engine.change_all(partial(self._engine.without_runs, run_ids=_fit_only(run_ids)))
+
+    async def keep_latest(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
+        """See `Store.keep_latest`."""
+        await self._engine.change(_fit_only(thread_ids), self._engine.keep_latest)
+
+    async def copy(self, source_thread_id: str, target_thread_id: str, leases: Sequence[Lease] = ()) -> None:
+        """See `Store.copy`."""
+        _look_at_key(target_thread_id)
+        if _are_fit(source_thread_id):
+            await self._engine.copy(source_thread_id, target_thread_id)
+
+
+def _are_fit(*ids: str) -> bool:
+    return all(map(fits, ids))
+
+
+def _fit_only(ids: Sequence[str]) -> "list[str]":
+    """Return those that may be stored, each once; others are unknown."""
+    return [one for one in dict.fromkeys(ids) if fits(one)]
+
+
+def _look_at(*ids: str) -> None:
+    for one in ids:
+        if not fits(one):
+            raise InvalidValueError(
+                f"{shown(one)} has a NUL or a lone surrogate in it, which PostgreSQL cannot keep in an id or a name; "
+                "leave such characters out"
+            )
+
+
+def _look_at_key(*ids: str) -> None:
+    """Look at ids that are one row's key."""
+    _look_at(*ids)
+    if sum(map(len, ids)) * 4 > _MOST_BYTES and sum(len(one.encode()) for one in ids) > _MOST_BYTES:
+        longest = max(ids, key=len)
+        raise InvalidValueError(
+            f"{shown(longest)}, with what it is stored under, is longer than the {_MOST_BYTES} bytes that an index of "
+            "PostgreSQL takes; use shorter ids"
+        )
+
+
+# What is read.
+
+_HOLDS = """
+SELECT c.thread_id FROM checkpoints c WHERE c.thread_id = a.thread_id
+UNION ALL
+SELECT w.thread_id FROM checkpoint_writes w WHERE w.thread_id = a.thread_id
+LIMIT 1
+"""
+# From one conversation to the next, by the index of each table.
+_ALL = """
+WITH RECURSIVE a (thread_id) AS (
+    (SELECT thread_id FROM checkpoints ORDER BY thread_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT c.thread_id FROM checkpoints c WHERE c.thread_id > a.thread_id ORDER BY c.thread_id LIMIT 1)
+    FROM a WHERE a.thread_id IS NOT NULL
+),
+b (thread_id) AS (
+    (SELECT thread_id FROM checkpoint_writes ORDER BY thread_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT c.thread_id FROM checkpoint_writes c WHERE c.thread_id > b.thread_id ORDER BY c.thread_id LIMIT 1)
+    FROM b WHERE b.thread_id IS NOT NULL
+),
+found (thread_id) AS (
+    SELECT thread_id FROM a WHERE thread_id IS NOT NULL UNION SELECT thread_id FROM b WHERE thread_id IS NOT NULL
+)
+"""
+_COUNT = f"{_ALL} SELECT count(*) FROM found"
+_IDS_OWN = f"""
+{_ALL} SELECT thread_id FROM found LEFT JOIN async_saver_threads USING (thread_id)
+ORDER BY written DESC NULLS LAST, thread_id
+"""
+_IDS = f"{_ALL} SELECT thread_id FROM found ORDER BY thread_id"
+_THERE = f"""
+SELECT a.thread_id FROM unnest(%s::text[]) WITH ORDINALITY a (thread_id, n)
+WHERE EXISTS ({_HOLDS.replace("LIMIT 1", "")}) ORDER BY n
+"""
+
+
+def _nothing(cursor: "Cursor") -> None:
+    """Do nothing but what every use of a connection does."""
+
+
+def _count(cursor: "Cursor") -> int:
+    row = cursor.execute(_COUNT.encode()).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+class _Found(AsyncIterator[StoredCheckpoint]):
+    """The checkpoints of one listing, read in pages downward from the newest; nothing is held between two."""
+
+    def __init__(self, engine: "_Engine", listing: Listing) -> None:
+        self._engine = engine
+        self._listing = listing
+        self._page: deque[StoredCheckpoint] = deque()
+        self._size = _FIRST_PAGE
+        self._removals = 0
+        self._last: StoredCheckpoint | None = None
+        ids = (listing.thread_id, listing.checkpoint_ns, listing.checkpoint_id)
+        self._has_ended = not _are_fit(*(one or "" for one in ids))
+
+    async def __anext__(self) -> StoredCheckpoint:
+        if self._page and self._removals != self._engine.removals:
+            self._page.clear()  # something of it may have been deleted
+            self._has_ended = False
+        if not self._page and not self._has_ended:
+            _look_at(self._listing.before or "")
+            removals = self._engine.removals
+            look = partial(read_page, listing=self._listing, after=self._last, number=self._size)
+            page = await self._engine.read(look)
+            self._removals, self._has_ended = removals, len(page) < self._size
+            self._page.extend(page)
+            self._size = min(2 * self._size, _LARGEST_PAGE)
+        await keep_pace()
+        if not self._page:
+            raise StopAsyncIteration
+        self._last = self._page.popleft()
+        return self._last
+
+
+class _ThreadIds(AsyncIterator[str]):
+    """The conversations that there were at the first step."""
+
+    def __init__(self, engine: "_Engine") -> None:
+        self._engine = engine
+        self._left: deque[str] | None = None
+        self._removals = 0
+
+    async def __anext__(self) -> str:
+        if self._left is None or self._removals != self._engine.removals:
+            removals = self._engine.removals
+            left = None if self._left is None else [*self._left]
+            self._left = deque(await self._engine.read(lambda cursor: self._engine.ids(cursor, left)))
+            self._removals = removals
+        await keep_pace()
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.popleft()
+
+
+# The threads, and what they do.
+
+
+class _Engine:
+    """What a store keeps between its calls. It does not know the store, which may be dropped.
+
+    Attributes:
+        server: Its connections.
+        removals: How many calls have taken something away.
+    """
+
+    def __init__(self, server: "Server", pool_size: int) -> None:
+        self.server: Server = server
+        self.removals: int = 0
+        writer = Writer(server)
+        commits = range(max(pool_size // 2, 1))
+        self._commits = [Worker(writer.do, _nothing_to_close, _never, "async_saver commits", _MOST) for _ in commits]
+        reads = [Worker(self._read, _nothing_to_close, _never, "async_saver reads") for _ in range(2)]
+        self._gets, self._looks = reads
+        self._workers = [*self._commits, *reads]
+        with guard:
+            _engines.add(self)
+
+    # For callers.
+
+    def _of(self, thread_id: str) -> Worker:
+        return self._commits[lock_of(thread_id) % len(self._commits)]
+
+    async def write(self, thread_id: str, work: Any) -> Any:
+        """Have something of one conversation be written."""
+        return await self._of(thread_id).call(work)
+
+    async def change(self, thread_ids: Sequence[str], do: "Callable[..., Any]") -> None:
+        """Have conversations be changed in one step, in its turn in each of them."""
+        if thread_ids:
+            await self._together({self._of(one) for one in thread_ids}, Change(partial(do, thread_ids=thread_ids), thread_ids))
+
+    async def change_all(self, do: "Callable[..., Any]") -> None:
+        """Have something be changed of which it is not known in which conversations."""
+        await self._together({*self._commits}, Change(do))
+
+    async def copy(self, source: str, target: str) -> None:
+        """Have a conversation be copied."""
+        do = partial(self._copy, source=source, target=target, used=time.time())
+        await self._together({self._of(source), self._of(target)}, Change(do, [source, target], is_safe=False))
+
+    async def _together(self, workers: "set[Worker]", change: "Change") -> None:
+        if len(workers) == 1:
+            await workers.pop().call(change)
+        else:
+            await Worker.call_together([one for one in self._commits if one in workers], change)
+
+    async def get(self, place: "Place") -> StoredCheckpoint | None:
+        """Return a checkpoint."""
+        return cast("StoredCheckpoint | None", await self._gets.call(Get(place)))
+
+    async def read(self, look: "Callable[[Cursor], _T]") -> _T:
+        """Have something be read."""
+        return cast(_T, await self._looks.call(look))
+
+    async def close(self) -> None:
+        """Do what is called for, and close the connections."""
+        for worker in self._workers:
+            await worker.end()
+        self.server.close()
+
+    # In the worker threads.
+
+    def delete(self, cursor: "Cursor", thread_ids: Sequence[str]) -> None:
+        """Delete conversations."""
+        edits.delete(cursor, thread_ids, self.server.has_own)
+        self.removals += 1
+
+    def keep_latest(self, cursor: "Cursor", thread_ids: Sequence[str]) -> None:
+        """Delete all but the newest checkpoints."""
+        for thread_id in thread_ids:
+            edits.keep_latest(cursor, thread_id, self.server.has_own)
+        self.removals += 1
+
+    def without_runs(self, cursor: "Cursor", run_ids: Sequence[str]) -> None:
+        """Delete what runs have stored."""
+        thread_ids = self.threads_of_runs(cursor, run_ids)
+        lock(cursor, thread_ids)
+        for thread_id in thread_ids:
+            edits.without_runs(cursor, thread_id, run_ids, self.server.has_own)
+        self.removals += 1
+
+    def threads_of_runs(self, cursor: "Cursor", run_ids: Sequence[str]) -> "list[str]":
+        """Return the conversations in which runs have stored something."""
+        return edits.threads_of_runs(cursor, run_ids, self.server.has_own)
+
+    def _copy(self, cursor: "Cursor", source: str, target: str, used: float) -> Exception | None:
+        return edits.copy(cursor, source, target, used, self.server.has_own)
+
+    def ids(self, cursor: "Cursor", left: "list[str] | None") -> "list[str]":
+        """Return all conversations, or those of some that are still there."""
+        if left is not None:
+            found = cursor.execute(_THERE.encode(), (left,))
+        else:
+            found = cursor.execute((_IDS_OWN if self.server.has_own else _IDS).encode())
+        return [thread_id for (thread_id,) in found]
+
+    def _read(self, calls: "Sequence[Call[Any]]") -> None:
+        gets = [call for call in calls if isinstance(call.work, Get)]
+        if gets and not self._get(gets):
+            for call in gets:
+                self._get([call])
+        for call in calls:
+            if not isinstance(call.work, Get):
+                try:
+                    call.end(self._look(call.work))
+                except Exception as exc:
+                    _fail([call], exc, self.server)
+
+    def _get(self, calls: "Sequence[Call[Any]]") -> bool:
+        """Do gets together; tell whether that is what they come to, or each should be done by itself."""
+        try:
+            found = self._look(lambda cursor: read(cursor, [call.work.place for call in calls]))
+        except Exception as exc:
+            if len(calls) > 1 and not is_lost(exc):
+                return False
+            _fail(calls, exc, self.server)
+            return True
+        for call, result in zip(calls, found, strict=True):
+            call.end(result)
+        return True
+
+    def _look(self, look: "Callable[[Cursor], _T]") -> _T:
+        """Read something; once more, by another connection, if the first one was lost."""
+        try:
+            with self.server.cursor() as cursor:
+                return look(cursor)
+        except Exception as exc:
+            if not is_lost(exc):
+                raise
+        with self.server.cursor() as cursor:
+            return look(cursor)
+
+    # The ends of stores and processes.
+
+    def abandon(self) -> None:
+        """Have the threads end, as the store was dropped."""
+        is_open = self.server.is_open()
+        self.leave()
+        if is_open:
+            self.server.close()
+            warnings.warn(
+                f"a PostgresStore on {self.server.name()} was not closed; use `async with` or `with` on its saver, or "
+                "await close()",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+    def leave(self) -> "list[Any]":
+        """Have the threads end; return those that there are."""
+        return [thread for worker in self._workers if (thread := worker.leave()) is not None]
+
+    def forget(self) -> None:
+        """Begin anew in a fork, where there are no threads, and the connections are the parent's."""
+        self.server.forget()
+        for worker in self._workers:
+            worker.forget()
+
+
+def _never() -> None:
+    """There is nothing to do between calls."""
+
+
+def _nothing_to_close() -> None:
+    """The connections are the pool's."""
+
+
+def _fail(calls: "Sequence[Call[Any]]", exc: Exception, server: "Server") -> None:
+    error = error_of(exc, server)
+    if error is not exc:
+        error.__cause__ = exc
+    fail(calls, error)
+
+
+_engines: WeakSet[_Engine] = WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in [*_engines]:
+        engine.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _at_exit() -> None:
+    for engine in [*_engines]:
+        for thread in engine.leave():
+            thread.join(_AT_EXIT)
+        engine.server.close()
+
+
+atexit.register(_at_exit)

@@ -1,0 +1,309 @@
+"""What a committer thread of a `PostgresStore` does: what is put by many calls is written by a few statements."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from async_saver.records import EMPTY, JSON, Blob, ChannelVersion, CheckpointRecord, Lease, WriteRecord
+from async_saver.stores.base import OnConflict
+from async_saver.stores.commits import Call, fail
+from async_saver.stores.postgres_reads import HIDDEN, OURS, packed, to_json, version_text
+from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost
+
+__all__ = ["Change", "Put", "PutWrites", "Writer", "lock", "lock_of"]
+
+_LOCKS = 4096
+_SPACE = 1635148146  # of the numbers of advisory locks: "asvr"
+
+_LOCK = f"SELECT pg_advisory_xact_lock({_SPACE}, n) FROM unnest(%b::int[]) n"
+_PUT_BLOBS = """
+INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[])
+ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO UPDATE SET type = EXCLUDED.type, blob = EXCLUDED.blob
+"""
+_PUT_CHECKPOINTS = """
+INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+SELECT a.thread_id, a.checkpoint_ns, a.checkpoint_id, a.parent_id,
+    convert_from(a.checkpoint, 'UTF8')::jsonb, convert_from(a.metadata, 'UTF8')::jsonb
+FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[], %b::bytea[])
+    a (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata)
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
+    parent_checkpoint_id = EXCLUDED.parent_checkpoint_id, checkpoint = EXCLUDED.checkpoint,
+    metadata = EXCLUDED.metadata
+"""
+# Those to a checkpoint that was deleted, and is there only for what is rebuilt from it, go nowhere.
+_PUT_WRITES = f"""
+INSERT INTO checkpoint_writes
+    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::int[], %b::text[], %b::text[],
+    %b::bytea[]) a (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+WHERE NOT EXISTS (
+    SELECT FROM checkpoints c WHERE c.thread_id = a.thread_id AND c.checkpoint_ns = a.checkpoint_ns
+        AND c.checkpoint_id = a.checkpoint_id AND {HIDDEN})
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE SET
+    task_path = EXCLUDED.task_path, channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
+WHERE EXCLUDED.idx < 0
+"""
+# Whose runs are known by now; a write that stays has the run that it has.
+_PUT_WRITES_OF_RUNS = f"""
+WITH put AS ({_PUT_WRITES} RETURNING thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+INSERT INTO async_saver_runs (run_id, thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+SELECT a.* FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::int[])
+    a (run_id, thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+JOIN put USING (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE SET run_id = EXCLUDED.run_id
+"""
+_FORGET_RUNS = """
+DELETE FROM async_saver_runs r USING unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::int[])
+    a (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+WHERE r.thread_id = a.thread_id AND r.checkpoint_ns = a.checkpoint_ns AND r.checkpoint_id = a.checkpoint_id
+    AND r.task_id = a.task_id AND r.idx = a.idx
+"""
+_PUT_THREADS = """
+INSERT INTO async_saver_threads (thread_id, used)
+SELECT a.thread_id, a.used FROM unnest(%b::text[], %b::float8[]) WITH ORDINALITY a (thread_id, used, n) ORDER BY n
+ON CONFLICT (thread_id) DO UPDATE SET written = DEFAULT, used = EXCLUDED.used
+"""
+_HEAD = f"""
+SELECT c.checkpoint_id, EXISTS (
+    SELECT FROM checkpoints c WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
+        AND c.checkpoint_id = %(parent_id)s AND NOT ({HIDDEN}))
+FROM checkpoints c
+WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s AND NOT ({HIDDEN})
+ORDER BY c.checkpoint_id DESC LIMIT 1
+"""
+
+
+class Put(NamedTuple):
+    """The work of `Store.put`."""
+
+    thread_id: str
+    checkpoint_ns: str
+    record: CheckpointRecord
+    blobs: Sequence[tuple[ChannelVersion, Blob]]
+    on_conflict: OnConflict | None
+    used: float
+
+
+class PutWrites(NamedTuple):
+    """The work of `Store.put_writes`."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    writes: Sequence[WriteRecord]
+    used: float
+
+
+class Change(NamedTuple):
+    """What is done in a transaction of its own.
+
+    Attributes:
+        do: Does it, and returns what it comes to; an error that it returns is what it comes to, too.
+        thread_ids: The conversations that nobody else is to write to meanwhile.
+        is_safe: Whether it may be done again, if it is not known whether it was.
+    """
+
+    do: Callable[[Cursor], Any]
+    thread_ids: Sequence[str] = ()
+    is_safe: bool = True
+
+
+def lock_of(thread_id: str) -> int:
+    """Return the number of the lock that whoever writes to a conversation holds."""
+    return crc32(thread_id.encode()) % _LOCKS
+
+
+def lock(cursor: Cursor, thread_ids: Iterable[str]) -> None:
+    """Wait until nobody else writes to some conversations, until the end of the transaction; once in each.
+
+    All locks are taken in their order, so nobody waits for who waits for them. They are the database's own, as rows
+    that could be locked need not be there.
+    """
+    if numbers := sorted({*map(lock_of, thread_ids)}):
+        cursor.execute(_LOCK, (numbers,), prepare=True)
+
+
+class _Rows:
+    """What a lot of puts writes. Of what is put twice the last one is it, or of a write the first."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[tuple[str, str, str, str], Blob] = {}
+        self.checkpoints: dict[tuple[str, str, str], tuple[str | None, bytes, bytes]] = {}
+        self.writes: dict[tuple[str, str, str, str, int], WriteRecord] = {}
+        self.threads: dict[str, float] = {}
+
+    def add(self, work: "Put | PutWrites") -> None:
+        """Add what a call puts."""
+        thread_id, checkpoint_ns = work.thread_id, work.checkpoint_ns
+        self.threads.pop(thread_id, None)  # the last one written to comes last
+        self.threads[thread_id] = work.used
+        if isinstance(work, PutWrites):
+            for write in work.writes:
+                key = (thread_id, checkpoint_ns, work.checkpoint_id, write.task_id, write.idx)
+                if write.idx < 0 or key not in self.writes:
+                    self.writes[key] = write
+            return
+        record = work.record
+        for (channel, version), blob in work.blobs:
+            self.blobs[thread_id, checkpoint_ns, channel, version_text(version)] = blob
+        row = (record.parent_id, _checkpoint_of(record), _metadata_of(record.metadata))
+        self.checkpoints[thread_id, checkpoint_ns, record.checkpoint_id] = row
+
+    def write(self, cursor: Cursor, has_own: bool) -> None:
+        """Write it all."""
+        lock(cursor, self.threads)
+        if self.blobs:
+            data = zip(*((*key, kind, _data(kind, data)) for key, (kind, data) in self.blobs.items()), strict=True)
+            cursor.execute(_PUT_BLOBS, [*map(list, data)], prepare=True)
+        if self.checkpoints:
+            columns = zip(*((*key, *row) for key, row in self.checkpoints.items()), strict=True)
+            cursor.execute(_PUT_CHECKPOINTS, [*map(list, columns)], prepare=True)
+        if self.writes:
+            self._write_writes(cursor, has_own)
+        if has_own:
+            cursor.execute(_PUT_THREADS, ([*self.threads], [*self.threads.values()]), prepare=True)
+
+    def _write_writes(self, cursor: Cursor, has_own: bool) -> None:
+        columns = [
+            [*column]
+            for column in zip(
+                *(
+                    (*key[:4], write.task_path, key[4], write.channel, *write.value)
+                    for key, write in self.writes.items()
+                ),
+                strict=True,
+            )
+        ]
+        runs = [(write.run_id, *key) for key, write in self.writes.items() if write.run_id is not None]
+        last = [key for key, write in self.writes.items() if key[4] < 0 and write.run_id is None]
+        if has_own and last:
+            cursor.execute(_FORGET_RUNS, [[*column] for column in zip(*last, strict=True)], prepare=True)
+        if has_own and runs:
+            columns += [[*column] for column in zip(*runs, strict=True)]
+            cursor.execute(_PUT_WRITES_OF_RUNS.encode(), columns, prepare=True)
+        else:
+            cursor.execute(_PUT_WRITES.encode(), columns, prepare=True)
+
+
+def _data(kind: str, data: bytes) -> bytes | None:
+    return None if kind == EMPTY[0] and not data else data
+
+
+def _checkpoint_of(record: CheckpointRecord) -> bytes:
+    """Return a checkpoint as the table has it."""
+    kind, data = record.checkpoint
+    if kind == JSON:
+        if record.run_id is None or b'"run_id":' + to_json(record.run_id) in record.metadata[1]:
+            return data
+        return data[:-1] + b',"' + OURS.encode() + b'":' + to_json({"run_id": record.run_id}) + b"}"
+    ours: dict[str, Any] = {
+        "checkpoint": packed(record.checkpoint),
+        "versions": record.versions,
+        "delta": record.delta_channels,
+    }
+    if record.run_id is not None:
+        ours["run_id"] = record.run_id
+    if record.hidden:
+        ours["hidden"] = True
+    return to_json(
+        {
+            "v": 4,
+            "id": record.checkpoint_id,
+            "ts": "",
+            "channel_values": {},
+            "channel_versions": dict(record.versions),
+            "versions_seen": {},
+            OURS: ours,
+        }
+    )
+
+
+def _metadata_of(metadata: Blob) -> bytes:
+    return metadata[1] if metadata[0] == JSON else to_json({OURS: packed(metadata)})
+
+
+class Writer:
+    """Does lots of calls: what is put in one transaction, and each change in one of its own."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def do(self, calls: Sequence[Call[Any]]) -> None:
+        """Do calls in their order, and note in each what it came to."""
+        puts: list[Call[Any]] = []
+        for call in calls:
+            if isinstance(call.work, PutWrites) or (isinstance(call.work, Put) and call.work.on_conflict is None):
+                puts.append(call)
+                continue
+            self._put(puts)
+            puts = []
+            self._do_one(call)
+        self._put(puts)
+
+    def _put(self, calls: Sequence[Call[Any]]) -> None:
+        """Do what puts in one transaction; where that fails, each by itself, so that only those fail that have to."""
+        if not calls:
+            return
+        rows = _Rows()
+        for call in calls:
+            rows.add(call.work)
+        try:
+            self._surely(lambda cursor: rows.write(cursor, self._server.has_own))
+        except Exception as exc:
+            if len(calls) == 1 or is_lost(exc):
+                fail(calls, error_of(exc, self._server))
+                return
+            for call in calls:
+                self._put([call])
+            return
+        for call in calls:
+            call.end(False)
+
+    def _do_one(self, call: Call[Any]) -> None:
+        work = call.work
+        change = Change(lambda cursor: self._put_if_fit(cursor, work), [work.thread_id]) if isinstance(work, Put) else work
+        try:
+            result = self._surely(lambda cursor: _changed(cursor, change), again=change.is_safe)
+        except Exception as exc:
+            error = error_of(exc, self._server)
+            error.__cause__ = exc if error is not exc else None
+            call.error = error
+            return
+        if isinstance(result, Exception):
+            call.error = result
+        else:
+            call.end(result)
+
+    def _surely(self, do: Callable[[Cursor], Any], again: bool = True) -> Any:
+        """Do something in a transaction; once more, with another connection, if the first one was lost."""
+        try:
+            with self._server.transaction() as cursor:
+                return do(cursor)
+        except Exception as exc:
+            if not again or not is_lost(exc):
+                raise
+        with self._server.transaction() as cursor:
+            return do(cursor)
+
+    def _put_if_fit(self, cursor: Cursor, work: Put) -> bool:
+        conflict = self._is_in_conflict(cursor, work)
+        if not conflict or work.on_conflict == "warn":
+            rows = _Rows()
+            rows.add(work)
+            rows.write(cursor, self._server.has_own)
+        return conflict
+
+    def _is_in_conflict(self, cursor: Cursor, work: Put) -> bool:
+        parent_id, own_id = work.record.parent_id, work.record.checkpoint_id
+        place = {"thread_id": work.thread_id, "checkpoint_ns": work.checkpoint_ns, "parent_id": parent_id}
+        row = cursor.execute(_HEAD, place, prepare=True).fetchone()
+        if row is None:
+            return False
+        head, has_parent = row
+        return head not in (own_id, parent_id) and (parent_id is None or has_parent)
+
+
+def _changed(cursor: Cursor, change: Change) -> Any:
+    lock(cursor, change.thread_ids)
+    return change.do(cursor)
