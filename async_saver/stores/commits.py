@@ -113,10 +113,11 @@ class _End:
 
 
 class _Meeting:
-    """One call in several queues: each worker thread comes to it after what is before it in its own queue, the last of
-    them does it, and the others wait for that before they go on.
+    """One call in several queues.
 
-    It is in all queues since the same moment, so of two meetings each queue has the same one first.
+    Each worker thread comes to it after what is before it in its own queue. The last of them does it, and the others
+    wait for that before they go on. It is in all queues since the same moment, so of two meetings each queue has the
+    same one first.
     """
 
     def __init__(self, call: Call[Any], number: int) -> None:

@@ -412,7 +412,9 @@ class _Engine:
     async def change(self, thread_ids: Sequence[str], do: "Callable[..., Any]") -> None:
         """Have conversations be changed in one step, in its turn in each of them."""
         if thread_ids:
-            await self._together({self._of(one) for one in thread_ids}, Change(partial(do, thread_ids=thread_ids), thread_ids))
+            await self._together(
+                {self._of(one) for one in thread_ids}, Change(partial(do, thread_ids=thread_ids), thread_ids)
+            )
 
     async def change_all(self, do: "Callable[..., Any]") -> None:
         """Have something be changed of which it is not known in which conversations."""

@@ -304,9 +304,7 @@ def _narrow(wheres: list[str], values: dict[str, Any], place: str, key: object, 
         return
     values[f"key{place}"], values[f"wanted{place}"] = key, [to_json(one).decode() for one in candidates]
     missing = f"NOT c.metadata ? %(key{place})s OR " if wanted is None else ""
-    wheres.append(
-        f"({missing}c.metadata -> %(key{place})s = ANY(%(wanted{place})s::jsonb[]) OR c.metadata ? '{OURS}')"
-    )
+    wheres.append(f"({missing}c.metadata -> %(key{place})s = ANY(%(wanted{place})s::jsonb[]) OR c.metadata ? '{OURS}')")
 
 
 def _candidates(wanted: object) -> list[object] | None:

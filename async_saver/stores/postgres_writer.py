@@ -1,6 +1,8 @@
 """What a committer thread of a `PostgresStore` does: what is put by many calls is written by a few statements."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -16,53 +18,72 @@ _LOCKS = 4096
 _SPACE = 1635148146  # of the numbers of advisory locks: "asvr"
 
 _LOCK = f"SELECT pg_advisory_xact_lock({_SPACE}, n) FROM unnest(%b::int[]) n"
-_PUT_BLOBS = """
-INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[])
-ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO UPDATE SET type = EXCLUDED.type, blob = EXCLUDED.blob
+
+# A lot of puts is one statement, of those of these parts that it has something for. The locks come first, as each part
+# asks for them; what they are to keep apart needs no newer look at the tables than the statement's own.
+_LOCKED = "(SELECT count(*) FROM locked) >= 0"
+_PUT_BLOBS = f"""
+blobs AS (
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[]) WHERE {_LOCKED}
+    ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO UPDATE SET type = EXCLUDED.type, blob = EXCLUDED.blob
+)
 """
-_PUT_CHECKPOINTS = """
-INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-SELECT a.thread_id, a.checkpoint_ns, a.checkpoint_id, a.parent_id,
-    convert_from(a.checkpoint, 'UTF8')::jsonb, convert_from(a.metadata, 'UTF8')::jsonb
-FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[], %b::bytea[])
-    a (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata)
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
-    parent_checkpoint_id = EXCLUDED.parent_checkpoint_id, checkpoint = EXCLUDED.checkpoint,
-    metadata = EXCLUDED.metadata
+_PUT_CHECKPOINTS = f"""
+checkpoints_put AS (
+    INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+    SELECT a.thread_id, a.checkpoint_ns, a.checkpoint_id, a.parent_id,
+        convert_from(a.checkpoint, 'UTF8')::jsonb, convert_from(a.metadata, 'UTF8')::jsonb
+    FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[], %b::bytea[])
+        a (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata)
+    WHERE {_LOCKED}
+    ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
+        parent_checkpoint_id = EXCLUDED.parent_checkpoint_id, checkpoint = EXCLUDED.checkpoint,
+        metadata = EXCLUDED.metadata
+)
 """
 # Those to a checkpoint that was deleted, and is there only for what is rebuilt from it, go nowhere.
 _PUT_WRITES = f"""
-INSERT INTO checkpoint_writes
-    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::int[], %b::text[], %b::text[],
-    %b::bytea[]) a (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-WHERE NOT EXISTS (
-    SELECT FROM checkpoints c WHERE c.thread_id = a.thread_id AND c.checkpoint_ns = a.checkpoint_ns
-        AND c.checkpoint_id = a.checkpoint_id AND {HIDDEN})
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE SET
-    task_path = EXCLUDED.task_path, channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
-WHERE EXCLUDED.idx < 0
+writes AS (
+    INSERT INTO checkpoint_writes
+        (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+    SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::int[], %b::text[],
+        %b::text[], %b::bytea[])
+        a (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+    WHERE {_LOCKED} AND NOT EXISTS (
+        SELECT FROM checkpoints c WHERE c.thread_id = a.thread_id AND c.checkpoint_ns = a.checkpoint_ns
+            AND c.checkpoint_id = a.checkpoint_id AND {HIDDEN})
+    ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE SET
+        task_path = EXCLUDED.task_path, channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
+    WHERE EXCLUDED.idx < 0
+    RETURNING thread_id, checkpoint_ns, checkpoint_id, task_id, idx
+)
 """
 # Whose runs are known by now; a write that stays has the run that it has.
-_PUT_WRITES_OF_RUNS = f"""
-WITH put AS ({_PUT_WRITES} RETURNING thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-INSERT INTO async_saver_runs (run_id, thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-SELECT a.* FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::int[])
-    a (run_id, thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-JOIN put USING (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE SET run_id = EXCLUDED.run_id
+_PUT_RUNS = """
+runs AS (
+    INSERT INTO async_saver_runs (run_id, thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+    SELECT a.* FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::int[])
+        a (run_id, thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+    JOIN writes USING (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+    ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE SET run_id = EXCLUDED.run_id
+)
 """
 _FORGET_RUNS = """
-DELETE FROM async_saver_runs r USING unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::int[])
-    a (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-WHERE r.thread_id = a.thread_id AND r.checkpoint_ns = a.checkpoint_ns AND r.checkpoint_id = a.checkpoint_id
-    AND r.task_id = a.task_id AND r.idx = a.idx
+former_runs AS (
+    DELETE FROM async_saver_runs r USING unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::int[])
+        a (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+    WHERE r.thread_id = a.thread_id AND r.checkpoint_ns = a.checkpoint_ns AND r.checkpoint_id = a.checkpoint_id
+        AND r.task_id = a.task_id AND r.idx = a.idx
+)
 """
-_PUT_THREADS = """
-INSERT INTO async_saver_threads (thread_id, used)
-SELECT a.thread_id, a.used FROM unnest(%b::text[], %b::float8[]) WITH ORDINALITY a (thread_id, used, n) ORDER BY n
-ON CONFLICT (thread_id) DO UPDATE SET written = DEFAULT, used = EXCLUDED.used
+_PUT_THREADS = f"""
+threads AS (
+    INSERT INTO async_saver_threads (thread_id, used)
+    SELECT a.thread_id, a.used FROM unnest(%b::text[], %b::float8[]) WITH ORDINALITY a (thread_id, used, n)
+    WHERE {_LOCKED} ORDER BY n
+    ON CONFLICT (thread_id) DO UPDATE SET written = DEFAULT, used = EXCLUDED.used
+)
 """
 _HEAD = f"""
 SELECT c.checkpoint_id, EXISTS (
@@ -120,8 +141,12 @@ def lock(cursor: Cursor, thread_ids: Iterable[str]) -> None:
     All locks are taken in their order, so nobody waits for who waits for them. They are the database's own, as rows
     that could be locked need not be there.
     """
-    if numbers := sorted({*map(lock_of, thread_ids)}):
+    if numbers := _locks(thread_ids):
         cursor.execute(_LOCK, (numbers,), prepare=True)
+
+
+def _locks(thread_ids: Iterable[str]) -> list[int]:
+    return sorted({*map(lock_of, thread_ids)})
 
 
 class _Rows:
@@ -151,39 +176,39 @@ class _Rows:
         self.checkpoints[thread_id, checkpoint_ns, record.checkpoint_id] = row
 
     def write(self, cursor: Cursor, has_own: bool) -> None:
-        """Write it all."""
-        lock(cursor, self.threads)
+        """Write it all, by one statement."""
+        parts = [f"locked AS MATERIALIZED ({_LOCK})"]
+        columns: list[list[Any]] = [_locks(self.threads)]
         if self.blobs:
-            data = zip(*((*key, kind, _data(kind, data)) for key, (kind, data) in self.blobs.items()), strict=True)
-            cursor.execute(_PUT_BLOBS, [*map(list, data)], prepare=True)
+            parts.append(_PUT_BLOBS)
+            columns += _columns((*key, kind, _data(kind, data)) for key, (kind, data) in self.blobs.items())
         if self.checkpoints:
-            columns = zip(*((*key, *row) for key, row in self.checkpoints.items()), strict=True)
-            cursor.execute(_PUT_CHECKPOINTS, [*map(list, columns)], prepare=True)
+            parts.append(_PUT_CHECKPOINTS)
+            columns += _columns((*key, *row) for key, row in self.checkpoints.items())
         if self.writes:
-            self._write_writes(cursor, has_own)
-        if has_own:
-            cursor.execute(_PUT_THREADS, ([*self.threads], [*self.threads.values()]), prepare=True)
-
-    def _write_writes(self, cursor: Cursor, has_own: bool) -> None:
-        columns = [
-            [*column]
-            for column in zip(
-                *(
-                    (*key[:4], write.task_path, key[4], write.channel, *write.value)
-                    for key, write in self.writes.items()
-                ),
-                strict=True,
+            parts.append(_PUT_WRITES)
+            columns += _columns(
+                (*key[:4], write.task_path, key[4], write.channel, *write.value) for key, write in self.writes.items()
             )
-        ]
+            if has_own:
+                self._add_runs(parts, columns)
+        if has_own:
+            parts.append(_PUT_THREADS)
+            columns += [[*self.threads], [*self.threads.values()]]
+        cursor.execute(f"WITH {','.join(parts)} SELECT".encode(), columns, prepare=True)
+
+    def _add_runs(self, parts: list[str], columns: list[list[Any]]) -> None:
         runs = [(write.run_id, *key) for key, write in self.writes.items() if write.run_id is not None]
-        last = [key for key, write in self.writes.items() if key[4] < 0 and write.run_id is None]
-        if has_own and last:
-            cursor.execute(_FORGET_RUNS, [[*column] for column in zip(*last, strict=True)], prepare=True)
-        if has_own and runs:
-            columns += [[*column] for column in zip(*runs, strict=True)]
-            cursor.execute(_PUT_WRITES_OF_RUNS.encode(), columns, prepare=True)
-        else:
-            cursor.execute(_PUT_WRITES.encode(), columns, prepare=True)
+        if runs:
+            parts.append(_PUT_RUNS)
+            columns += _columns(runs)
+        if others := [key for key, write in self.writes.items() if key[4] < 0 and write.run_id is None]:
+            parts.append(_FORGET_RUNS)
+            columns += _columns(others)
+
+
+def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    return [[*column] for column in zip(*rows, strict=True)]
 
 
 def _data(kind: str, data: bytes) -> bytes | None:
@@ -249,7 +274,7 @@ class Writer:
         for call in calls:
             rows.add(call.work)
         try:
-            self._surely(lambda cursor: rows.write(cursor, self._server.has_own))
+            self._surely(self._server.cursor, lambda cursor: rows.write(cursor, self._server.has_own))
         except Exception as exc:
             if len(calls) == 1 or is_lost(exc):
                 fail(calls, error_of(exc, self._server))
@@ -262,9 +287,12 @@ class Writer:
 
     def _do_one(self, call: Call[Any]) -> None:
         work = call.work
-        change = Change(lambda cursor: self._put_if_fit(cursor, work), [work.thread_id]) if isinstance(work, Put) else work
+        change = (
+            Change(lambda cursor: self._put_if_fit(cursor, work), [work.thread_id]) if isinstance(work, Put) else work
+        )
         try:
-            result = self._surely(lambda cursor: _changed(cursor, change), again=change.is_safe)
+            change_in = partial(_changed, change=change)
+            result = self._surely(self._server.transaction, change_in, again=change.is_safe)
         except Exception as exc:
             error = error_of(exc, self._server)
             error.__cause__ = exc if error is not exc else None
@@ -275,15 +303,20 @@ class Writer:
         else:
             call.end(result)
 
-    def _surely(self, do: Callable[[Cursor], Any], again: bool = True) -> Any:
+    def _surely(
+        self,
+        use: Callable[[], AbstractContextManager[Cursor]],
+        do: Callable[[Cursor], Any],
+        again: bool = True,
+    ) -> Any:
         """Do something in a transaction; once more, with another connection, if the first one was lost."""
         try:
-            with self._server.transaction() as cursor:
+            with use() as cursor:
                 return do(cursor)
         except Exception as exc:
             if not again or not is_lost(exc):
                 raise
-        with self._server.transaction() as cursor:
+        with use() as cursor:
             return do(cursor)
 
     def _put_if_fit(self, cursor: Cursor, work: Put) -> bool:
