@@ -14,7 +14,7 @@ _ROOT = Path(async_saver.__file__).parent
 # A module may import those of lower floors.
 _FLOORS = [
     {"errors", "records", "pace", "runners", "serde", "stores.processes"},
-    {"guard", "retention", "stores.history", "stores.sqlite_file"},
+    {"guard", "retention", "stores.history", "stores.postgres_server", "stores.sqlite_file"},
     {"locks", "stores.base", "stores.bucket", "stores.chains"},
     {
         "bridge",
@@ -23,12 +23,13 @@ _FLOORS = [
         "stores.commits",
         "stores.leases",
         "stores.limits",
+        "stores.postgres_reads",
         "stores.sqlite_reads",
         "testing",
     },
-    {"session", "stores.memory", "stores.sqlite_edits"},
+    {"session", "stores.memory", "stores.postgres_edits", "stores.postgres_writer", "stores.sqlite_edits"},
     {"compat", "stores.sqlite_writer"},
-    {"stores.sqlite"},
+    {"stores.postgres", "stores.sqlite"},
     {"saver"},
     {"otel"},
     {"__init__"},

@@ -63,14 +63,14 @@ class PostgresStore(Store):
     at a time, of different conversations. What is read is read beside that, and gets that come together are one
     statement. All of it is done by the store's own worker threads: no event loop ever waits for the server.
 
-    The latest checkpoint is the one of the greatest id as the database sorts text; for the ids that LangGraph makes that
-    is the newest in every collation.
+    The latest checkpoint is the one of the greatest id as the database sorts text, as it is for those savers; of the
+    ids that LangGraph makes that is the newest in every collation.
 
     Nothing is connected before the first use. `close` ends it; a store that is used again connects again.
 
     Args:
-        where: How to connect: "postgresql://user:password@host:5432/database", or as `libpq` has it. Or a `ConnectionPool`
-            of psycopg, which the store uses, and never opens or closes.
+        where: How to connect: "postgresql://user:password@host:5432/database", or as `libpq` has it. Or a
+            `ConnectionPool` of psycopg, which the store uses, and never opens or closes.
         pool_size: How many connections there are at most.
         schema: The schema that has the tables; it is made if it is not there. The first in the role's search path if
             none is given.
@@ -111,12 +111,12 @@ class PostgresStore(Store):
     ) -> None:
         if isinstance(where, AsyncConnectionPool):
             raise InvalidTypeError(
-                "an AsyncConnectionPool belongs to one event loop, and knows no trio: pass a psycopg_pool.ConnectionPool, "
-                "which this store uses in worker threads of its own, or a connection string"
+                "an AsyncConnectionPool belongs to one event loop, and knows no trio: pass a "
+                "psycopg_pool.ConnectionPool, which this store uses in worker threads of its own, or a connection string"
             )
         if not isinstance(where, (str, ConnectionPool)):
             raise InvalidTypeError(
-                f"pass a connection string or a psycopg_pool.ConnectionPool, not something of type {type(where).__name__}"
+                f"pass a connection string or a psycopg_pool.ConnectionPool, not one of type {type(where).__name__}"
             )
         if isinstance(pool_size, bool) or not isinstance(pool_size, int):
             raise InvalidTypeError(f"pool_size is a number of connections, not of type {type(pool_size).__name__}")

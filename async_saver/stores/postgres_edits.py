@@ -70,7 +70,8 @@ named AS MATERIALIZED (
         AND c.checkpoint_id = stay.checkpoint_id
     CROSS JOIN LATERAL jsonb_each_text(c.checkpoint -> 'channel_versions') v
     UNION
-    SELECT n.checkpoint_ns, n.channel, g.versions ->> n.channel FROM needed n JOIN going g USING (checkpoint_ns, checkpoint_id)
+    SELECT n.checkpoint_ns, n.channel, g.versions ->> n.channel
+    FROM needed n JOIN going g USING (checkpoint_ns, checkpoint_id)
 ),
 gone AS (
     DELETE FROM checkpoints c USING going g

@@ -110,7 +110,7 @@ _COLUMNS = """
         WHERE w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns AND w.checkpoint_id = c.checkpoint_id
     ),
     CASE WHEN (c.checkpoint ->> 'v')::int < 4 THEN (
-        SELECT array_agg(ARRAY[convert_to(w.type, 'UTF8'), w.blob] ORDER BY w.task_path, w.task_id, w.idx)
+        SELECT array_agg(ARRAY[convert_to(coalesce(w.type, 'null'), 'UTF8'), w.blob] ORDER BY w.task_path, w.task_id, w.idx)
         FROM checkpoint_writes w
         WHERE w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns
             AND w.checkpoint_id = c.parent_checkpoint_id AND w.channel = %(tasks)s
@@ -326,7 +326,8 @@ WITH RECURSIVE target AS (
     ORDER BY c.checkpoint_id DESC LIMIT 1
 ),
 walk (channel, from_id, checkpoint_id) AS (
-    SELECT a.channel, NULL::text, t.parent_checkpoint_id FROM target t CROSS JOIN unnest(%(channels)s::text[]) a (channel)
+    SELECT a.channel, NULL::text, t.parent_checkpoint_id
+    FROM target t CROSS JOIN unnest(%(channels)s::text[]) a (channel)
     UNION
     SELECT w.channel, c.checkpoint_id, c.parent_checkpoint_id FROM walk w CROSS JOIN LATERAL (
         SELECT * FROM checkpoints c WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s

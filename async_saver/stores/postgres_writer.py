@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from async_saver.records import EMPTY, JSON, Blob, ChannelVersion, CheckpointRecord, Lease, WriteRecord
+from async_saver.records import EMPTY, JSON, Blob, ChannelVersion, CheckpointRecord, WriteRecord
 from async_saver.stores.base import OnConflict
 from async_saver.stores.commits import Call, fail
 from async_saver.stores.postgres_reads import HIDDEN, OURS, packed, to_json, version_text
@@ -142,7 +142,7 @@ def lock(cursor: Cursor, thread_ids: Iterable[str]) -> None:
     that could be locked need not be there.
     """
     if numbers := _locks(thread_ids):
-        cursor.execute(_LOCK, (numbers,), prepare=True)
+        cursor.execute(_LOCK.encode(), (numbers,), prepare=True)
 
 
 def _locks(thread_ids: Iterable[str]) -> list[int]:
