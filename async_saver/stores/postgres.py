@@ -111,8 +111,8 @@ class PostgresStore(Store):
     ) -> None:
         if isinstance(where, AsyncConnectionPool):
             raise InvalidTypeError(
-                "an AsyncConnectionPool belongs to one event loop, and knows no trio: pass a "
-                "psycopg_pool.ConnectionPool, which this store uses in worker threads of its own, or a connection string"
+                "an AsyncConnectionPool belongs to one event loop, and knows no trio; pass a connection string, or a "
+                "psycopg_pool.ConnectionPool, which this store uses in worker threads of its own"
             )
         if not isinstance(where, (str, ConnectionPool)):
             raise InvalidTypeError(

@@ -110,7 +110,8 @@ _COLUMNS = """
         WHERE w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns AND w.checkpoint_id = c.checkpoint_id
     ),
     CASE WHEN (c.checkpoint ->> 'v')::int < 4 THEN (
-        SELECT array_agg(ARRAY[convert_to(coalesce(w.type, 'null'), 'UTF8'), w.blob] ORDER BY w.task_path, w.task_id, w.idx)
+        SELECT array_agg(ARRAY[convert_to(coalesce(w.type, 'null'), 'UTF8'), w.blob]
+            ORDER BY w.task_path, w.task_id, w.idx)
         FROM checkpoint_writes w
         WHERE w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns
             AND w.checkpoint_id = c.parent_checkpoint_id AND w.channel = %(tasks)s
