@@ -28,7 +28,7 @@ _FLOORS = [
         "testing",
     },
     {"session", "stores.memory", "stores.postgres_edits", "stores.postgres_writer", "stores.sqlite_edits"},
-    {"compat", "stores.sqlite_writer"},
+    {"compat", "stores.postgres_limits", "stores.sqlite_writer"},
     {"stores.postgres", "stores.sqlite"},
     {"saver"},
     {"otel"},

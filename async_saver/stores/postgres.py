@@ -5,12 +5,13 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Any, NoReturn, TypeVar, cast
 from weakref import WeakSet, finalize
 
-import async_saver.stores.postgres_edits as edits
 from async_saver.errors import InvalidTypeError, InvalidValueError, shown
 from async_saver.guard import guard
 from async_saver.pace import keep_pace
@@ -23,14 +24,18 @@ from async_saver.records import (
     Listing,
     StoredCheckpoint,
     StoredHistory,
+    StoreStats,
     WriteRecord,
 )
+from async_saver.retention import EvictionReason, Retention, seconds_of
 from async_saver.stores.base import OnConflict, Store
 from async_saver.stores.commits import Call, Worker, fail
 
 try:
     from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+    import async_saver.stores.postgres_edits as edits
+    import async_saver.stores.postgres_limits as limits
     from async_saver.stores.postgres_reads import Get, Place, delta_history, fits, read, read_page
     from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost
     from async_saver.stores.postgres_writer import Change, Put, PutWrites, Writer, lock, lock_of
@@ -49,6 +54,7 @@ _MOST = 256  # calls that are put in one transaction
 _MOST_IDX = 2**31
 _MOST_BYTES = 2500  # of ids that are one row's key, as an index takes a row of 2,704
 _FIRST_PAGE, _LARGEST_PAGE = 4, 64  # checkpoints that are read at once, in a list
+_TOUCH = 5.0  # seconds between two times that reads are noted as use
 _AT_EXIT = 5.0  # seconds that the end of the process waits for the end of a thread
 
 
@@ -128,6 +134,9 @@ class PostgresStore(Store):
             pool_size = max(where.max_size, 1)
         if schema is not None and (not isinstance(schema, str) or not schema or not fits(schema)):
             raise InvalidValueError(f"schema is the name of a schema, not {shown(schema)}")
+        self.retention: Retention | None = None
+        self.untold: Collection[object] = ()
+        self._since = 0.0  # when it was told to keep to limits
         self._engine = _Engine(Server(where, pool_size, schema, pool_kwargs or {}), pool_size)
         finalize(self, self._engine.abandon).atexit = False
 
@@ -159,10 +168,13 @@ class PostgresStore(Store):
         """See `Store.get`."""
         if not _are_fit(thread_id, checkpoint_ns, checkpoint_id or ""):
             return None
+        self._touch(thread_id)
         return await self._engine.get(Place(thread_id, checkpoint_ns, checkpoint_id))
 
     def list(self, listing: Listing) -> AsyncIterator[StoredCheckpoint]:
         """See `Store.list`. It is read in pages; what another process deletes of one that was read is still shown."""
+        if listing.thread_id is not None:
+            self._touch(listing.thread_id)
         return _Found(self._engine, listing)
 
     async def delta_history(
@@ -172,6 +184,7 @@ class PostgresStore(Store):
         known = _fit_only(channels) if _are_fit(thread_id, checkpoint_ns, checkpoint_id or "") else []
         histories: dict[str, StoredHistory] = {channel: StoredHistory(None, ()) for channel in channels}
         if known:
+            self._touch(thread_id)
             place = Place(thread_id, checkpoint_ns, checkpoint_id)
             histories.update(await self._engine.read(partial(delta_history, place=place, channels=known)))
         return histories
@@ -206,7 +219,7 @@ class PostgresStore(Store):
         _look_at_key(record.run_id or "")
         for (channel, version), _ in blobs:
             _look_at_key(thread_id, checkpoint_ns, channel, version if isinstance(version, str) else "")
-        put = Put(thread_id, checkpoint_ns, record, blobs, on_conflict, time.time())
+        put = Put(thread_id, checkpoint_ns, record, blobs, on_conflict, self._now(), self.retention is not None)
         conflict: bool = await self._engine.write(thread_id, put)
         return conflict
 
@@ -227,7 +240,7 @@ class PostgresStore(Store):
             _look_at_key(write.run_id or "")
             if not -_MOST_IDX <= write.idx < _MOST_IDX:
                 raise InvalidValueError(f"idx is a number of 32 bits, not {shown(write.idx)}")
-        work = PutWrites(thread_id, checkpoint_ns, checkpoint_id, writes, time.time())
+        work = PutWrites(thread_id, checkpoint_ns, checkpoint_id, writes, self._now())
         await self._engine.write(thread_id, work)
 
     async def delete(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
@@ -246,7 +259,111 @@ class PostgresStore(Store):
         """See `Store.copy`."""
         _look_at_key(target_thread_id)
         if _are_fit(source_thread_id):
-            await self._engine.copy(source_thread_id, target_thread_id)
+            self._touch(source_thread_id)
+            await self._engine.copy(source_thread_id, target_thread_id, self._now())
+
+    # Limits.
+
+    def retain(self, retention: Retention) -> None:
+        """See `Store.retain`. What goes beyond the limits goes in `sweep`."""
+        if self.retention is not None and self.retention != retention:
+            raise InvalidValueError("the store keeps to another Retention already; give it to one saver of the store")
+        if self.retention is None:
+            self.retention = retention
+            self._since = self._now()
+            self._engine.lifetime = None if callable(retention.ttl) else retention.lifetime("")
+            self.untold = self._engine.untold
+
+    def _now(self) -> float:
+        """Return the time by which use is noted: that of the day, as it has to outlive the process."""
+        retention = self.retention
+        clock = time.time if retention is None or retention.clock is time.monotonic else retention.clock
+        return seconds_of(clock())
+
+    def _touch(self, thread_id: str) -> None:
+        """Note that a conversation is read."""
+        retention = self.retention
+        if retention is not None and retention.refresh_on_read:
+            self._engine.touched[thread_id] = self._now()
+
+    async def sweep(self) -> int:
+        """See `Store.sweep`. At most 250 conversations go in one transaction.
+
+        Raises:
+            StorageError: The tables beside the official ones are missing.
+        """
+        engine, retention = self._engine, self.retention
+        if retention is None:
+            return 0
+        await engine.note_uses()
+        while await engine.edit(partial(limits.adopt, now=self._now())):
+            await keep_pace()
+        while await engine.edit(partial(limits.set_right, now=self._now(), since=self._since)):
+            await keep_pace()
+        evicted = 0
+        if retention.ttl is not None:
+            evicted += await self._sweep_unused(retention)
+        if retention.max_threads is not None:
+            evicted += await self._sweep_by("max_threads", {"limit": retention.max_threads})
+        if retention.max_bytes is not None:
+            evicted += await self._sweep_large(retention.max_bytes)
+        if retention.keep_last is not None:
+            await self._sweep_old(retention.keep_last)
+        return evicted
+
+    async def _sweep_unused(self, retention: Retention) -> int:
+        engine = self._engine
+        while callable(retention.ttl) and (unasked := await engine.read(limits.unasked)):
+            said = {thread_id: retention.lifetime(thread_id) for thread_id in unasked}
+            lifetimes = {thread_id: -1.0 if life is None else life for thread_id, life in said.items()}
+            await engine.edit(partial(limits.set_lifetimes, lifetimes=lifetimes))
+        return await self._sweep_by("ttl", {"now": self._now(), "lifetime": engine.lifetime})
+
+    async def _sweep_by(self, reason: EvictionReason, values: Mapping[str, Any]) -> int:
+        evicted = 0
+        while gone := await self._engine.evict(limits.Evict(reason, values), self._tells()):
+            evicted += len(gone)
+        return evicted
+
+    def _tells(self) -> bool:
+        return self.retention is not None and self.retention.on_evict is not None
+
+    async def _sweep_large(self, limit: int) -> int:
+        evicted = 0
+        excess = await self._engine.read(partial(limits.too_large, limit=limit))
+        going = excess.thread_ids
+        for start in range(0, len(going), limits.MOST):
+            values = {"ids": [*going[start : start + limits.MOST]], "until": excess.until}
+            evicted += len(await self._engine.evict(limits.Evict("max_bytes", values), self._tells()))
+        self._engine.bytes = int(excess.total - excess.size)
+        if evicted < len(going):
+            self._engine.overruns += 1  # they were used meanwhile
+        return evicted
+
+    async def _sweep_old(self, keep: int) -> None:
+        for thread_id in await self._engine.read(partial(limits.too_long, keep=keep)):
+            await self._engine.trim(thread_id, keep)
+
+    def evictions(self) -> Iterator[tuple[str, EvictionReason]]:
+        """See `Store.evictions`."""
+        while True:
+            try:
+                told = self._engine.untold.popleft()
+            except IndexError:
+                return
+            yield told
+
+    async def stats(self) -> StoreStats:
+        """See `Store.stats`. Conversations are counted by an index; `bytes` are those that the last sweep counted."""
+        engine, retention = self._engine, self.retention
+        is_counted = retention is not None and retention.max_bytes is not None
+        return StoreStats(
+            await self.count(),
+            bytes=engine.bytes if is_counted else None,
+            evictions=dict(engine.evictions.items()) if retention is not None else {},
+            pruned=engine.pruned,
+            overruns=engine.overruns,
+        )
 
 
 def _are_fit(*ids: str) -> bool:
@@ -386,11 +503,22 @@ class _Engine:
     Attributes:
         server: Its connections.
         removals: How many calls have taken something away.
+        touched: When conversations were read that are not noted yet.
+        lifetime: After how many seconds without use all go, if that is the same for all.
+        evictions, untold, bytes, pruned, overruns: What went by limits, and what is there since.
     """
 
     def __init__(self, server: "Server", pool_size: int) -> None:
         self.server: Server = server
         self.removals: int = 0
+        self.touched: dict[str, float] = {}
+        self.lifetime: float | None = None
+        self.evictions: dict[EvictionReason, int] = {"ttl": 0, "max_threads": 0, "max_bytes": 0}
+        self.untold: deque[tuple[str, EvictionReason]] = deque()
+        self.bytes: int | None = None
+        self.pruned: int = 0
+        self.overruns: int = 0
+        self._noted = time.monotonic()
         writer = Writer(server)
         commits = range(max(pool_size // 2, 1))
         self._commits = [Worker(writer.do, _nothing_to_close, _never, "async_saver commits", _MOST) for _ in commits]
@@ -412,17 +540,61 @@ class _Engine:
     async def change(self, thread_ids: Sequence[str], do: "Callable[..., Any]") -> None:
         """Have conversations be changed in one step, in its turn in each of them."""
         if thread_ids:
-            await self._together(
-                {self._of(one) for one in thread_ids}, Change(partial(do, thread_ids=thread_ids), thread_ids)
-            )
+            change = Change(partial(do, thread_ids=thread_ids), thread_ids, committed=self._removed)
+            await self._together({self._of(one) for one in thread_ids}, change)
 
     async def change_all(self, do: "Callable[..., Any]") -> None:
         """Have something be changed of which it is not known in which conversations."""
-        await self._together({*self._commits}, Change(do))
+        await self._together({*self._commits}, Change(do, committed=self._removed))
 
-    async def copy(self, source: str, target: str) -> None:
+    def _removed(self, result: object) -> None:
+        self.removals += 1
+
+    async def edit(self, do: "Callable[[Cursor], _T]") -> _T:
+        """Have something be changed that needs the tables beside the official ones, and has its turn in no queue."""
+
+        def edit(cursor: "Cursor") -> _T:
+            if not self.server.has_own:
+                raise self.server.lacks_own()
+            return do(cursor)
+
+        return cast(_T, await self._commits[0].call(Change(edit)))
+
+    async def evict(self, evict: "limits.Evict", tells: bool) -> "list[str]":
+        """Have conversations go that are beyond a limit; they are counted, and told, once they have."""
+
+        def committed(gone: "list[str]") -> None:
+            self.removals += 1
+            self.evictions[evict.reason] += len(gone)
+            if tells:
+                self.untold.extend((thread_id, evict.reason) for thread_id in gone)
+
+        return cast("list[str]", await self._commits[0].call(Change(evict.do, committed=committed)))
+
+    async def trim(self, thread_id: str, keep: int) -> None:
+        """Have all but some of the newest checkpoints go."""
+
+        def committed(number: int) -> None:
+            self.removals += 1
+            self.pruned += number
+
+        trim = partial(limits.trim, thread_id=thread_id, keep=keep)
+        await self._of(thread_id).call(Change(trim, [thread_id], committed=committed))
+
+    async def note_uses(self) -> None:
+        """Have it be noted when conversations were read."""
+        while uses := dict(islice(self.touched.copy().items(), limits.MOST)):
+            await self.edit(partial(limits.note_uses, uses=uses, lifetime=self.lifetime))
+            self._forget_uses(uses)
+
+    def _forget_uses(self, uses: Mapping[str, float]) -> None:
+        for thread_id, when in uses.items():
+            if self.touched.get(thread_id) == when:
+                self.touched.pop(thread_id, None)
+
+    async def copy(self, source: str, target: str, used: float) -> None:
         """Have a conversation be copied."""
-        do = partial(self._copy, source=source, target=target, used=time.time())
+        do = partial(self._copy, source=source, target=target, used=used)
         await self._together({self._of(source), self._of(target)}, Change(do, [source, target], is_safe=False))
 
     async def _together(self, workers: "set[Worker]", change: "Change") -> None:
@@ -441,6 +613,8 @@ class _Engine:
 
     async def close(self) -> None:
         """Do what is called for, and close the connections."""
+        if self.touched and self.server.is_open() and self.server.has_own:
+            await self.note_uses()
         for worker in self._workers:
             await worker.end()
         self.server.close()
@@ -450,13 +624,11 @@ class _Engine:
     def delete(self, cursor: "Cursor", thread_ids: Sequence[str]) -> None:
         """Delete conversations."""
         edits.delete(cursor, thread_ids, self.server.has_own)
-        self.removals += 1
 
     def keep_latest(self, cursor: "Cursor", thread_ids: Sequence[str]) -> None:
         """Delete all but the newest checkpoints."""
         for thread_id in thread_ids:
             edits.keep_latest(cursor, thread_id, self.server.has_own)
-        self.removals += 1
 
     def without_runs(self, cursor: "Cursor", run_ids: Sequence[str]) -> None:
         """Delete what runs have stored."""
@@ -464,7 +636,6 @@ class _Engine:
         lock(cursor, thread_ids)
         for thread_id in thread_ids:
             edits.without_runs(cursor, thread_id, run_ids, self.server.has_own)
-        self.removals += 1
 
     def threads_of_runs(self, cursor: "Cursor", run_ids: Sequence[str]) -> "list[str]":
         """Return the conversations in which runs have stored something."""
@@ -492,6 +663,18 @@ class _Engine:
                     call.end(self._look(call.work))
                 except Exception as exc:
                     _fail([call], exc, self.server)
+        if self.touched and time.monotonic() >= self._noted + _TOUCH:
+            self._noted = time.monotonic()
+            self._note_uses()
+
+    def _note_uses(self) -> None:
+        """Note uses for other processes; if that fails, it is done next time."""
+        uses = dict(islice(self.touched.copy().items(), limits.MOST))
+        with suppress(Exception):
+            if self.server.has_own:
+                with self.server.transaction() as cursor:
+                    limits.note_uses(cursor, uses, self.lifetime)
+                self._forget_uses(uses)
 
     def _get(self, calls: "Sequence[Call[Any]]") -> bool:
         """Do gets together; tell whether that is what they come to, or each should be done by itself."""

@@ -60,7 +60,8 @@ needed AS MATERIALIZED (
 ),
 going AS MATERIALIZED (
     SELECT c.checkpoint_ns, c.checkpoint_id, c.checkpoint -> 'channel_versions' AS versions,
-        (c.checkpoint_ns, c.checkpoint_id) IN (SELECT checkpoint_ns, checkpoint_id FROM needed) AS is_needed
+        (c.checkpoint_ns, c.checkpoint_id) IN (SELECT checkpoint_ns, checkpoint_id FROM needed) AS is_needed,
+        {HIDDEN} AS was_hidden
     FROM checkpoints c WHERE c.thread_id = %(thread_id)s
         AND (c.checkpoint_ns, c.checkpoint_id) NOT IN (SELECT checkpoint_ns, checkpoint_id FROM stay)
 ),
@@ -102,7 +103,7 @@ writes AS (
         AND (w.checkpoint_ns, w.checkpoint_id, w.channel) NOT IN (
             SELECT checkpoint_ns, checkpoint_id, channel FROM needed)
 )
-SELECT count(*) FROM going
+SELECT count(*) FROM going WHERE NOT was_hidden
 """
 _OF_GOING = """
 (w.checkpoint_ns, w.checkpoint_id) IN (SELECT checkpoint_ns, checkpoint_id FROM going)

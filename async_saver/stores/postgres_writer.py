@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from async_saver.records import EMPTY, JSON, Blob, ChannelVersion, CheckpointRecord, WriteRecord
-from async_saver.stores.base import OnConflict
+from async_saver.stores.base import OnConflict, torn_error
 from async_saver.stores.commits import Call, fail
 from async_saver.stores.postgres_reads import HIDDEN, OURS, packed, to_json, version_text
 from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost
@@ -85,6 +85,11 @@ threads AS (
     ON CONFLICT (thread_id) DO UPDATE SET written = DEFAULT, used = EXCLUDED.used
 )
 """
+_THERE = """
+SELECT thread_id, checkpoint_ns, checkpoint_id
+FROM checkpoints JOIN unnest(%b::text[], %b::text[], %b::text[]) a (thread_id, checkpoint_ns, checkpoint_id)
+    USING (thread_id, checkpoint_ns, checkpoint_id)
+"""
 _HEAD = f"""
 SELECT c.checkpoint_id, EXISTS (
     SELECT FROM checkpoints c WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
@@ -104,6 +109,7 @@ class Put(NamedTuple):
     blobs: Sequence[tuple[ChannelVersion, Blob]]
     on_conflict: OnConflict | None
     used: float
+    is_limited: bool
 
 
 class PutWrites(NamedTuple):
@@ -123,11 +129,13 @@ class Change(NamedTuple):
         do: Does it, and returns what it comes to; an error that it returns is what it comes to, too.
         thread_ids: The conversations that nobody else is to write to meanwhile.
         is_safe: Whether it may be done again, if it is not known whether it was.
+        committed: Is told what it came to, once that is committed.
     """
 
     do: Callable[[Cursor], Any]
     thread_ids: Sequence[str] = ()
     is_safe: bool = True
+    committed: Callable[[Any], None] | None = None
 
 
 def lock_of(thread_id: str) -> int:
@@ -248,6 +256,21 @@ def _metadata_of(metadata: Blob) -> bytes:
     return metadata[1] if metadata[0] == JSON else to_json({OURS: packed(metadata)})
 
 
+def _rows_of(calls: Iterable[Call[Any]]) -> _Rows:
+    rows = _Rows()
+    for call in calls:
+        rows.add(call.work)
+    return rows
+
+
+def _rests_on_others(work: "Put | PutWrites") -> bool:
+    """Tell whether a checkpoint names versions that it does not bring, and so is not whole without those before it."""
+    if not isinstance(work, Put) or not work.is_limited or work.record.parent_id is None:
+        return False
+    brought = {version for version, _ in work.blobs}
+    return any(version not in brought for version in work.record.versions)
+
+
 class Writer:
     """Does lots of calls: what is put in one transaction, and each change in one of its own."""
 
@@ -270,11 +293,12 @@ class Writer:
         """Do what puts in one transaction; where that fails, each by itself, so that only those fail that have to."""
         if not calls:
             return
-        rows = _Rows()
-        for call in calls:
-            rows.add(call.work)
         try:
-            self._surely(self._server.cursor, lambda cursor: rows.write(cursor, self._server.has_own))
+            if any(isinstance(call.work, Put) and call.work.is_limited for call in calls):
+                torn = self._surely(self._server.transaction, partial(self._put_whole, calls=calls))
+            else:
+                rows, torn = _rows_of(calls), {}
+                self._surely(self._server.cursor, lambda cursor: rows.write(cursor, self._server.has_own))
         except Exception as exc:
             if len(calls) == 1 or is_lost(exc):
                 fail(calls, error_of(exc, self._server))
@@ -282,8 +306,27 @@ class Writer:
             for call in calls:
                 self._put([call])
             return
-        for call in calls:
-            call.end(False)
+        for number, call in enumerate(calls):
+            if number in torn:
+                call.error = torn[number]
+            else:
+                call.end(False)
+
+    def _put_whole(self, cursor: Cursor, calls: Sequence[Call[Any]]) -> dict[int, Exception]:
+        """Put what has not lost what it rests on to a limit; return the errors of the others, by their places."""
+        lock(cursor, {call.work.thread_id for call in calls})
+        puts = {number: call.work for number, call in enumerate(calls) if _rests_on_others(call.work)}
+        there = {(*work[:2], work.record.checkpoint_id) for call in calls if isinstance(work := call.work, Put)}
+        if puts:
+            parents = _columns((*work[:2], work.record.parent_id) for work in puts.values())
+            there.update(cursor.execute(_THERE, parents, prepare=True).fetchall())
+        torn: dict[int, Exception] = {
+            number: torn_error(work.thread_id)
+            for number, work in puts.items()
+            if (*work[:2], work.record.parent_id) not in there
+        }
+        _rows_of([call for number, call in enumerate(calls) if number not in torn]).write(cursor, self._server.has_own)
+        return torn
 
     def _do_one(self, call: Call[Any]) -> None:
         work = call.work
@@ -300,8 +343,10 @@ class Writer:
             return
         if isinstance(result, Exception):
             call.error = result
-        else:
-            call.end(result)
+            return
+        if change.committed is not None:
+            change.committed(result)
+        call.end(result)
 
     def _surely(
         self,
@@ -320,6 +365,10 @@ class Writer:
             return do(cursor)
 
     def _put_if_fit(self, cursor: Cursor, work: Put) -> bool:
+        if work.is_limited and _rests_on_others(work):
+            place = [[work.thread_id], [work.checkpoint_ns], [work.record.parent_id]]
+            if cursor.execute(_THERE, place, prepare=True).fetchone() is None:
+                raise torn_error(work.thread_id)
         conflict = self._is_in_conflict(cursor, work)
         if not conflict or work.on_conflict == "warn":
             rows = _Rows()
