@@ -46,8 +46,21 @@ def tests_without_trio(session: nox.Session) -> None:
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "trio")
     # Without those that take long, and look at what happens on a loop and not at which loops there are, or at none.
     loops = ("cancellation", "conflicts", "forks", "interrupts", "leases", "machine", "pace", "store_contract")
-    slow = _without(*loops, "agent_server", "history", "serde", "sqlite_faults", "sqlite_files", "sqlite_oracle")
+    slow = _without(
+        *loops, "agent_server", "history", "postgres_server", "serde", "sqlite_faults", "sqlite_files", "sqlite_oracle"
+    )
     session.run("python", "-m", "pytest", *slow, *session.posargs)
+
+
+@nox.session
+def tests_postgres_15(session: nox.Session) -> None:
+    """The tests over PostgreSQL, on the one that Debian 12 has, where that is."""
+    programs = Path("/usr/lib/postgresql/15/bin")
+    if not programs.exists():
+        session.skip("PostgreSQL 15 is not here: install Debian 12's package postgresql")
+    session.install("-e", ".[dev]")
+    where = {"ASYNC_SAVER_POSTGRES_BIN": str(programs)}
+    session.run("python", "-m", "pytest", "-k", "postgres", *session.posargs, env=where)
 
 
 @nox.session

@@ -1,8 +1,9 @@
 """Between LangGraph's checkpoints and stored records: encode at once, decode in slices."""
 
 import json
-from base64 import b64decode, b64encode
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import copysign
 from typing import Any, cast
 
@@ -32,7 +33,9 @@ from async_saver.records import (
     Histories,
     StoredCheckpoint,
     WriteRecord,
+    packed,
     text,
+    unpacked,
 )
 from async_saver.serde import FastJsonPlusSerializer
 
@@ -43,7 +46,7 @@ _EACH = 64  # bytes that take as long as what reading anything takes beside its 
 _FAST = FastJsonPlusSerializer.loads_typed
 
 _OURS = "async_saver"  # the key behind which metadata are that JSON does not have
-_MOST = 2**63  # a whole number that every reader of JSON has
+_MOST_BITS = 10_000  # of a whole number; Python writes and reads no more than 4,300 digits
 
 _CHANNEL, _WRITE, _METADATA = "channel", "a write to channel", "the metadata"
 
@@ -96,12 +99,12 @@ def encode_checkpoint(
                 is_snapshot = isinstance(value, _DeltaSnapshot)
                 if is_snapshot:
                     snapshots.append(channel)
-                if is_snapshot or channel not in inline:
-                    blobs.append(((channel, version), _frozen(dumps(value))))
-            elif not as_json:
+                is_inline = channel in inline and not is_snapshot
+                blobs.append(((channel, version), EMPTY if is_inline else _frozen(dumps(value))))
+            else:
                 blobs.append(((channel, version), EMPTY))
         what, value = "the checkpoint", rest
-        encoded_checkpoint = (JSON, _to_json(value)) if as_json else _frozen(dumps(value))
+        encoded_checkpoint = (_as_json(rest) if as_json else None) or _frozen(dumps(value))
         what, value = _METADATA, full_metadata
         encoded_metadata = _metadata_as_json(serde, full_metadata) if as_json else _frozen(dumps(value))
     except Exception as exc:
@@ -162,6 +165,7 @@ def encode_writes(
 
 
 _SCALARS = {str, int, float, bool, type(None)}
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # an even number of backslashes before it are text
 _json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -176,13 +180,13 @@ def _is_json(value: object) -> bool:
         return _is_text(cast(str, value))
     if cls is dict:
         return all(type(key) is str and _is_text(key) and _is_json(one) for key, one in cast(Any, value).items())
-    if cls is list:
+    if cls is list or cls is tuple:  # which comes back as a list from every serde
         return all(map(_is_json, cast(Any, value)))
     if cls is int:
-        return -_MOST <= cast(int, value) < _MOST
-    if cls is float:  # written with an exponent it may come back as a whole number, and zero without its sign
+        return cast(int, value).bit_length() <= _MOST_BITS
+    if cls is float:  # with such an exponent it would come back as a whole number, and zero without its sign
         written = repr(value)
-        return written[-1].isdigit() and "e" not in written and (value != 0 or copysign(1, cast(float, value)) > 0)
+        return written[-1].isdigit() and "e+" not in written and (value != 0 or copysign(1, cast(float, value)) > 0)
     return cls in _SCALARS
 
 
@@ -198,12 +202,30 @@ def _is_text(value: str) -> bool:
     return True
 
 
+def _as_json(checkpoint: Mapping[str, object]) -> Blob | None:
+    """Return a checkpoint as JSON; None if it is none of LangGraph's, and has what JSON or a database has not."""
+    version = checkpoint.get("v")
+    if _OURS in checkpoint or type(version) is not int or not 0 <= version < 1000:
+        return None
+    try:
+        encoded = _to_json(checkpoint)
+    except (TypeError, ValueError):  # such as an object, NaN, or half of a surrogate pair
+        return None
+    return None if _NUL.search(encoded) else (JSON, encoded)
+
+
 def _metadata_as_json(serde: SerializerProtocol, metadata: Mapping[str, Any]) -> Blob:
     """Return metadata as JSON; where that does not have all of it, with all of it as the serde writes it beside."""
-    rest = {key: value for key, value in metadata.items() if _is_text(key) and _is_json(value) and key != _OURS}
-    if len(rest) < len(metadata):
-        kind, data = serde.dumps_typed(metadata)
-        rest[_OURS] = [kind, b64encode(data).decode()]
+    if _is_json(metadata) and _OURS not in metadata:
+        return JSON, _to_json(metadata)
+    # What is like it in JSON is there for others to see.
+    rest: dict[str, object] = {}
+    for key, value in metadata.items():
+        with suppress(TypeError, ValueError):
+            encoded = _to_json({key: value})
+            if type(key) is str and key != _OURS and not _NUL.search(encoded):
+                rest[key] = value
+    rest[_OURS] = packed(serde.dumps_typed(metadata))
     return JSON, _to_json(rest)
 
 
@@ -276,9 +298,8 @@ class Decoder:
 
     def _metadata_of_json(self, blob: Blob) -> CheckpointMetadata:
         metadata = json.loads(blob[1])
-        if _OURS in metadata:
-            kind, data = metadata[_OURS]
-            metadata = self._serde.loads_typed((kind, b64decode(data)))
+        if (whole := unpacked(metadata.get(_OURS))) is not None:
+            metadata = self._serde.loads_typed(whole)
         return cast(CheckpointMetadata, metadata)
 
     def _next(self, blob: Blob) -> Slices[Any]:
@@ -314,12 +335,8 @@ class Decoder:
             elif metadata is None:
                 metadata = loads(blob) if len(blob[1]) < left else (yield from self._next(blob))
             what, blob = "the checkpoint", record.checkpoint
-            checkpoint: Checkpoint
-            if blob[0] == JSON:
-                checkpoint = json.loads(blob[1])
-                channel_values = checkpoint.get("channel_values") or {}
-            else:
-                checkpoint = loads(blob)
+            checkpoint: Checkpoint = json.loads(blob[1]) if blob[0] == JSON else loads(blob)
+            channel_values = checkpoint.get("channel_values") or {}  # what a store has asked to come with it
             what = _CHANNEL
             for channel, blob in values:
                 left -= len(blob[1]) + _EACH

@@ -1,5 +1,6 @@
 """The shapes in which checkpoints and writes are stored: frozen, bytes, no live objects."""
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -17,7 +18,9 @@ __all__ = [
     "StoredCheckpoint",
     "StoredHistory",
     "WriteRecord",
+    "packed",
     "text",
+    "unpacked",
 ]
 
 Blob: TypeAlias = tuple[str, bytes]
@@ -198,6 +201,21 @@ class Lease:
         self.fence: int = fence
         self.owner: str = owner
         self.since: float = since
+
+
+def unpacked(value: object) -> Blob | None:
+    """Return what is in JSON as a type's name and bytes in base 64; None if it is something else."""
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(one, str) for one in value):
+        return None
+    try:
+        return value[0], b64decode(value[1], validate=True)
+    except ValueError:
+        return None
+
+
+def packed(blob: Blob) -> list[str]:
+    """Return a value as something that JSON has."""
+    return [blob[0], b64encode(blob[1]).decode()]
 
 
 def text(value: object) -> str:

@@ -184,7 +184,9 @@ class AsyncSaver(
 
             given["store"] = PostgresStore(conn_string, **cast("dict[str, Any]", options))
         elif options:
-            raise InvalidValueError(f"{' and '.join(options)} are for PostgreSQL, and this URL names another store")
+            raise InvalidValueError(
+                f"only a PostgresStore takes {' and '.join(options)}, and this URL names another store"
+            )
         elif conn_string.startswith("sqlite:"):
             given["store"] = _sqlite_store(conn_string)
         elif conn_string != "memory://":

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import random
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import islice, product
 from statistics import median
@@ -14,7 +13,7 @@ from uuid import uuid4
 
 from agent import Talk, named
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from measure import Measured, Rounds, anew, at, kept, latest_listed, puts, spent, spent_now
+from measure import Measured, Rounds, anew, at, kept, lateness, latest_listed, puts, spent, spent_now
 from peers import IN_MEMORY, OURS, SQLITE, THEIRS, opened
 from report import Bar, Row, Section, at_most
 
@@ -209,38 +208,26 @@ def history(rounds: Rounds) -> Section:
 
 
 async def _heartbeat(freeze: bool, saver: Any) -> dict[str, float]:
-    """Return how late a task wakes from sleeps of a millisecond, in milliseconds, while another uses the saver."""
-    late: list[float] = []
-
-    async def beat() -> None:
-        while True:
-            due = perf_counter() + 0.001
-            await asyncio.sleep(0.001)
-            late.append((perf_counter() - due) * 1e3)
-
+    """Return how late a task wakes while another uses the saver, in milliseconds."""
     talk = Talk()
     state = {"messages": talk.messages(5_000)}
-    gc.collect()
-    if freeze:
-        gc.freeze()
-    beating = asyncio.create_task(beat())
-    found = None
-    for _ in range(15):
-        [arguments] = puts(saver, "loop", [state], *_place(found))
-        # The rests let the beats through that a call held up: else what two calls hold up would count as one.
-        await asyncio.sleep(0.002)
-        await saver.aput(*arguments)
-        await asyncio.sleep(0.002)
-        found = await saver.aget_tuple(named("loop"))
-        await asyncio.sleep(0.002)
-        state = {"messages": [*found.checkpoint["channel_values"]["messages"], talk.question()]}
-    beating.cancel()
-    with suppress(asyncio.CancelledError):
-        await beating
-    gc.unfreeze()
+
+    async def use() -> None:
+        nonlocal state
+        found = None
+        for _ in range(15):
+            [arguments] = puts(saver, "loop", [state], *_place(found))
+            # The rests let the beats through that a call held up: else what two calls hold up would count as one.
+            await asyncio.sleep(0.002)
+            await saver.aput(*arguments)
+            await asyncio.sleep(0.002)
+            found = await saver.aget_tuple(named("loop"))
+            await asyncio.sleep(0.002)
+            state = {"messages": [*found.checkpoint["channel_values"]["messages"], talk.question()]}
+
+    late = await lateness(use, freeze)
     assert len(state["messages"]) == 5_015
-    late.sort()
-    return {"p50": late[len(late) // 2], "p99": late[len(late) * 99 // 100], "max": late[-1]}
+    return late
 
 
 def heartbeat(rounds: Rounds) -> Section:

@@ -1,9 +1,10 @@
 """How it is measured: savers in turns, garbage collected before each piece."""
 
+import asyncio
 import gc
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -78,6 +79,29 @@ async def spent_now(call: Callable[..., Awaitable[object]], calls: Sequence[Sequ
     for arguments in calls:
         await call(*arguments)
     return (perf_counter() - begun) / len(calls) * 1e6
+
+
+async def lateness(work: Callable[[], Awaitable[object]], freeze: bool = True) -> dict[str, float]:
+    """Return how late a task wakes from sleeps of a millisecond, in milliseconds, while other work is done."""
+    late: list[float] = []
+
+    async def beat() -> None:
+        while True:
+            due = perf_counter() + 0.001
+            await asyncio.sleep(0.001)
+            late.append((perf_counter() - due) * 1e3)
+
+    gc.collect()
+    if freeze:
+        gc.freeze()
+    beating = asyncio.create_task(beat())
+    await work()
+    beating.cancel()
+    with suppress(asyncio.CancelledError):
+        await beating
+    gc.unfreeze()
+    late.sort()
+    return {"p50": late[len(late) // 2], "p99": late[len(late) * 99 // 100], "max": late[-1]}
 
 
 def puts(

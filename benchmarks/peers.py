@@ -21,7 +21,8 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from async_saver import AsyncSaver
 
-OURS, THEIRS, LIMIT, SQLITE = "AsyncSaver", "InMemorySaver", "references only", "AsyncSqliteSaver"
+OURS, THEIRS, LIMIT = "AsyncSaver", "InMemorySaver", "references only"
+SQLITE, POSTGRES = "AsyncSqliteSaver", "AsyncPostgresSaver"
 IN_MEMORY = (OURS, THEIRS, LIMIT)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from peers import LIMIT, OURS, SQLITE, THEIRS
+from peers import LIMIT, OURS, POSTGRES, SQLITE, THEIRS
 
 PACKAGES = (
     "async-saver",
@@ -129,7 +129,9 @@ def _line(cells: Iterable[str]) -> str:
 
 def table(section: Section) -> str:
     """Return a section in Markdown: medians of the rounds, and the quartiles of the ratios."""
-    savers = [name for name in (OURS, THEIRS, LIMIT, SQLITE) if any(name in row.figures for row in section.rows)]
+    savers = [
+        name for name in (OURS, THEIRS, LIMIT, SQLITE, POSTGRES) if any(name in row.figures for row in section.rows)
+    ]
     lines = [
         _line(["", *savers, "ratio", "wanted"]),
         _line(["---", *["---:"] * len(savers), "---", "---"]),

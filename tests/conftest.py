@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from async_saver import AsyncSaver, Store
+from tests.postgres import needed, new_database, skipped
 from tests.stores import STORES, NewStore
 
 settings.register_profile("always the same", derandomize=True, deadline=None)
@@ -22,17 +23,44 @@ if find_spec("trio"):
 
 
 _ON_UVLOOP_OVER_A_FILE = ("test_conformance", "test_promises", "test_semantics")
+_ON_UVLOOP_OVER_POSTGRES = ("test_conformance",)
+_OVER_POSTGRES = (
+    "test_bad_input",
+    "test_cancellation",
+    "test_conformance",
+    "test_langgraph",
+    "test_loops",
+    "test_machine",
+    "test_pace",
+    "test_promises",
+    "test_semantics",
+    "test_store_contract",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run over a file on uvloop only what shows whether its calls come back there: all else is asyncio's."""
+    """Leave out what is one too many."""
     items[:] = [one for one in items if not _is_one_too_many(one)]
 
 
 def _is_one_too_many(item: pytest.Item) -> bool:
+    """On uvloop over a file or a server, all but what shows whether calls come back there: it is asyncio's.
+
+    Over a server, what there is no time for, or no leases, and so no sessions.
+    """
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    on_uvloop = params.get("anyio_backend") == ("asyncio", {"use_uvloop": True})
-    return on_uvloop and params.get("new_store") == "sqlite" and item.path.stem not in _ON_UVLOOP_OVER_A_FILE
+    module, on_uvloop = item.path.stem, params.get("anyio_backend") == ("asyncio", {"use_uvloop": True})
+    if "postgres" in (params.get("new_store"), params.get("kind")):
+        runs_there = module in (_ON_UVLOOP_OVER_POSTGRES if on_uvloop else _OVER_POSTGRES)
+        return not runs_there or "session" in item.name
+    return on_uvloop and params.get("new_store") == "sqlite" and module not in _ON_UVLOOP_OVER_A_FILE
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say it where there was no PostgreSQL."""
+    for reason in sorted({*skipped}):
+        text = f"WARNING: {skipped.count(reason)} tests that need PostgreSQL were skipped: {reason}"
+        terminalreporter.write_line(text, yellow=True, bold=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,8 +79,17 @@ def anyio_backend(request: pytest.FixtureRequest) -> object:
 @pytest.fixture(params=STORES)
 def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewStore]:
     """What makes empty stores, of every kind. In the end they are closed."""
+    if request.param == "postgres":
+        needed()
     with NewStore(request.param, tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """The URL of an empty database in PostgreSQL."""
+    with new_database(needed()) as url:
+        yield url
 
 
 in_memory = pytest.mark.parametrize("new_store", ["memory"], indirect=True)

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple, cast
 
 from anyio import CancelScope, create_task_group
 from anyio.abc import TaskGroup
@@ -47,7 +48,7 @@ class Conversation:
         writes = self.writes.get(place, {})
         return (
             place,
-            {channel: value for channel, value in values.items() if value is not None},
+            {channel: [value] for channel, value in values.items() if value is not None},
             step,
             parent,
             [writes[key] for key in sorted(writes)],
@@ -240,39 +241,66 @@ class Watched(Store):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.log: list[Call] = []
+        self.log: list[Call | None] = []  # None is one that failed
         self._writing: list[str] = []
-        self._under_way = 0
-        if isinstance(self, SQLiteStore):
-            self._log_commits(self._engine)
+        self._under_way: list[int] = []  # where in the log lots begin that committer threads are at
+        if self.in_order:
+            self._log_commits(cast(Any, self)._engine)
 
     def _log_commits(self, engine: Any) -> None:
-        """Have the committer thread note what it has done, in its order, also for callers who did not stay."""
-        write, do = engine.write, engine._commits._do
+        """Have the committer threads note what they have done, in its order, also for callers who did not stay."""
         noted: dict[int, tuple[object, Call]] = {}
+        noting = Lock()
 
-        def noted_write(work: Any) -> Any:
-            if (task := _task.get(None)) is not None:
-                noted[id(work)] = (work, task.call)
-            return write(work)
+        def note_writes(name: str, place: int) -> None:
+            write = getattr(engine, name)
 
-        def noted_do(lot: Sequence[Any]) -> None:
-            calls = [(one, noted.pop(id(one.work))[1]) for one in lot if id(one.work) in noted]
-            self._under_way = len(calls)
-            do(lot)
-            self.log += [call for one, call in calls if one.error is None]
-            self._under_way = 0
+            def noted_write(*args: Any) -> Any:
+                if (task := _task.get(None)) is not None:
+                    noted[id(args[place])] = (args[place], task.call)
+                return write(*args)
 
-        engine.write, engine._commits._do = noted_write, noted_do
+            setattr(engine, name, noted_write)
+
+        def note_commits(worker: Any) -> None:
+            do = worker._do
+
+            def noted_do(lot: Sequence[Any]) -> None:
+                calls = [(one, noted.pop(id(one.work))[1]) for one in lot if id(one.work) in noted]
+                with noting:
+                    begin = len(self.log)
+                    self._under_way.append(begin)
+                    self.log += [call for _, call in calls]
+                do(lot)
+                with noting:
+                    for place, (one, _) in enumerate(calls, begin):
+                        if one.error is not None:
+                            self.log[place] = None
+                    self._under_way.remove(begin)
+
+            worker._do = noted_do
+
+        if isinstance(self, SQLiteStore):
+            note_writes("write", 0)
+            note_commits(engine._commits)
+        else:
+            note_writes("write", 1)
+            note_writes("_together", 1)
+            for worker in engine._commits:
+                note_commits(worker)
+
+    def surely(self) -> int:
+        """How many calls have taken effect, at least."""
+        return min([*self._under_way, len(self.log)])
 
     def now(self) -> int:
         """How many calls may have taken effect."""
-        return len(self.log) + self._under_way
+        return len(self.log)
 
     async def _write(self, write: Callable[..., Any], *args: Any) -> None:
         task = _task.get()
         if self.in_order:
-            begun = len(self.log)
+            begun = self.surely()
             try:
                 await write(*args)
             finally:
@@ -314,7 +342,7 @@ class Watched(Store):
         task = _task.get(None)
         if task is not None and task.call.name == "get_tuple":
             await turns(task.delays[1])
-            begun = len(self.log)
+            begun = self.surely()
             found = await super().get(*args)
             task.looked_at = (begun, self.now())
             return found
@@ -373,7 +401,8 @@ class Trial:
         self._called.append(call)
         if call.name == "put":
             thread_id, (ns, checkpoint_id), parent, versions, new, step = args
-            values = {channel: value for channel, value in new.items() if value is not None}
+            # No plain numbers: where those are kept in the checkpoint itself, one that names them has to bring them.
+            values = {channel: [value] for channel, value in new.items() if value is not None}
             made = checkpoint(checkpoint_id, values, channel_versions=versions)
             where = config(thread_id, parent, ns, run_id=run_of(checkpoint_id))
             await saver.aput(where, made, {"step": step}, {channel: versions[channel] for channel in new})
@@ -385,7 +414,7 @@ class Trial:
             assert task.looked_at is not None
             self._reads.append((task.looked_at, call, found))
         elif call.name == "list":
-            begun, found_all = len(self.store.log), []
+            begun, found_all = self.store.surely(), []
             async for one in saver.alist({"configurable": {"thread_id": args[0]}}):
                 found_all.append(plain(one))
                 await turns(task.delays[1])
@@ -417,11 +446,11 @@ class Trial:
                 if begun <= index <= ended:
                     conversation = self.model.conversations.get(thread_id, Conversation())
                     seen[number].append({place: conversation.read(place) for place in conversation.places()})
-            if index < len(self.store.log):
-                self.model.apply(self.store.log[index])
+            if index < len(self.store.log) and (taken := self.store.log[index]) is not None:
+                self.model.apply(taken)
         assert not unexplained, [*unexplained.values()]
         for number, (_, _, _, found) in enumerate(self._lists):
-            (_check_pages if isinstance(self.store, SQLiteStore) else _check_list)(found, seen[number])
+            (_check_pages if self.store.in_order else _check_list)(found, seen[number])
         assert await everything(self.saver) == self.model.everything()
         self.store.check()
         assert len(self.saver._shared.locks) == 0
@@ -433,7 +462,7 @@ class Trial:
         effective, called = defaultdict(list), defaultdict(list)
         for calls, by_thread in ((self.store.log, effective), (self._called, called)):
             for call in calls:
-                if len(call.thread_ids) == 1:
+                if call is not None and len(call.thread_ids) == 1:
                     by_thread[call.thread_ids[0]].append(id(call))
         for thread_id, order in effective.items():
             there = set(order)

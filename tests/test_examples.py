@@ -4,9 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from tests.postgres import needed, new_database
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 EXAMPLES = [path for path in EXAMPLES if path.name != "agent_server.py"]  # it serves: see test_agent_server.py
@@ -80,6 +83,32 @@ FACTS = {
         async_saver.conversations [saver=notes] 5 {conversation}
         """,
         "async_saver.bridge_calls [] 3 {call}",
+    ],
+    "postgres_resume.py": [
+        """
+        1. The worker is killed in the middle of the third step
+        process 1: collect
+        process 1: outline
+        process 1: draft
+        came to its end: False
+        """,
+        """
+        2. It is started again
+        process 2 goes on with: draft
+        process 2: draft
+        process 2: review
+        process 2: publish
+        came to its end: True
+        """,
+        """
+        3. What is stored
+        collect by process 1
+        outline by process 1
+        draft by process 2
+        review by process 2
+        publish by process 2
+        ran: collect, outline, draft, draft, review, publish
+        """,
     ],
     "quickstart.py": [
         """
@@ -181,25 +210,44 @@ def _stripped(text: str) -> str:
     return "\n".join(["", *lines, ""])
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_example_runs(path: Path, tmp_path: Path) -> None:
-    """An example exits cleanly, warns of nothing, and prints what a working saver makes it print."""
-    if "import trio" in path.read_text("utf-8"):
-        pytest.importorskip("trio")
-    # A developer's own tracing would want the network.
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("LANGSMITH_", "LANGCHAIN_"))}
+def _printed_by(path: Path, directory: Path, **environment: str) -> str:
+    """Run an example, which is to exit cleanly and to warn of nothing; return what it prints."""
+    # A developer's own tracing would want the network, and a database of theirs is not for the tests.
+    others = ("LANGSMITH_", "LANGCHAIN_", "DATABASE_URL")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-X", "dev", str(path)],
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=tmp_path,
-        env=env,
+        cwd=directory,
+        env={**env, **environment},
     )
     assert (ran.returncode, SLOW_STEP.sub("", ran.stderr)) == (0, "")
-    assert ran.stdout
-    printed = _stripped(ran.stdout)
-    assert [fact for fact in FACTS.get(path.name, []) if _stripped(fact) not in printed] == [], ran.stdout
+    return ran.stdout
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_runs(path: Path, tmp_path: Path) -> None:
+    """An example exits cleanly, warns of nothing, and prints what a working saver makes it print."""
+    if "import trio" in path.read_text("utf-8"):
+        pytest.importorskip("trio")
+    with ExitStack() as stack:
+        more = {}
+        if path.name == "postgres_resume.py":
+            more["DATABASE_URL"] = stack.enter_context(new_database(needed()))
+        said = _printed_by(path, tmp_path, **more)
+    assert said
+    printed = _stripped(said)
+    assert [fact for fact in FACTS.get(path.name, []) if _stripped(fact) not in printed] == [], said
+
+
+def test_an_example_says_what_it_needs(tmp_path: Path) -> None:
+    """Where no database is named for the example that wants one, it says in a line how to name it, and that is all."""
+    path = next(path for path in EXAMPLES if path.name == "postgres_resume.py")
+    said = _printed_by(path, tmp_path).splitlines()
+    assert len(said) == 1
+    assert "DATABASE_URL=postgresql://" in said[0]
 
 
 def test_facts_have_their_examples() -> None:

@@ -644,7 +644,7 @@ async def test_p12_a_value_that_cannot_be_read_names_its_channel(saver: AsyncSav
                 raise ValueError("secret")
             return super().loads_typed(data)
 
-    await put(saver, "1", {"the channel": "secret"}, thread_id="t" * 200)
+    await put(saver, "1", {"the channel": ["secret"]}, thread_id="t" * 200)
     saver.serde = Failing()
     with pytest.raises(DeserializationError, match=r"channel 'the channel' of thread_id 'ttt.*serde") as caught:
         await saver.aget_tuple(config("t" * 200))

@@ -10,7 +10,7 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
 
 from async_saver import AsyncSaver, InvalidTypeError, InvalidValueError, MemoryStore, ThreadExistsError
 from tests.build import all_of, checkpoint, config, listed, put
-from tests.stores import versions_of, writes_of
+from tests.stores import hides_ancestors, versions_of, writes_of
 
 pytestmark = pytest.mark.anyio
 
@@ -112,12 +112,12 @@ async def test_runs_are_found_in_metadata_and_in_config(saver: AsyncSaver) -> No
 
 async def test_a_value_stays_while_a_later_checkpoint_may_name_it(saver: AsyncSaver) -> None:
     """A checkpoint that is put again with another version does not take away what InMemorySaver would keep."""
-    await put(saver, "1", {"x": "first"}, version="a")
-    await put(saver, "1", {"x": "second"}, version="b")
+    await put(saver, "1", {"x": ["first"]}, version="a")
+    await put(saver, "1", {"x": ["second"]}, version="b")
     await saver.aput(config(), checkpoint("2", channel_versions={"x": "a"}), {}, {})
     found = await saver.aget_tuple(config())
     assert found is not None
-    assert found.checkpoint["channel_values"] == {"x": "first"}
+    assert found.checkpoint["channel_values"] == {"x": ["first"]}
 
 
 async def test_a_deleted_runs_writes_go_with_it(saver: AsyncSaver) -> None:
@@ -296,9 +296,8 @@ async def test_prune_keeps_what_a_delta_channel_is_rebuilt_from(saver: AsyncSave
     """The latest reads as before; no checkpoint stays in sight whose own value has lost its ancestors."""
     before = await delta_run(saver)
     await saver.aprune(["t"])
-    assert await histories(saver) == {
-        checkpoint_id: before[checkpoint_id] for checkpoint_id in ("5", "4", "3", "2", "0")
-    }
+    left = ["5"] if hides_ancestors(saver) else ["5", "4", "3", "2", "0"]
+    assert await histories(saver) == {checkpoint_id: before[checkpoint_id] for checkpoint_id in left}
     assert ("t", "", "plain", "5") in versions_of(saver)
     await put(saver, "6", {"d": _DeltaSnapshot(["all"]), "e": _DeltaSnapshot(["all"])}, parent="5")
     await saver.aprune(["t"])
@@ -330,7 +329,7 @@ async def test_a_snapshot_alone_shows_that_a_channel_is_a_delta_channel(saver: A
         await saver.aput(config(checkpoint_id=f"{int(number) - 1}"), made, {"step": 1}, {"d": number})
     before = await histories(saver)
     await saver.aprune(["t"])
-    assert await histories(saver) == before
+    assert await histories(saver) == ({"3": before["3"]} if hides_ancestors(saver) else before)
     assert before["3"] == {"d": (_DeltaSnapshot(["seed"]), [1])}
 
 

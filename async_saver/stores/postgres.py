@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
+from threading import Thread
 from typing import Any, NoReturn, TypeVar, cast
 from weakref import WeakSet, finalize
 
@@ -36,7 +37,7 @@ try:
 
     import async_saver.stores.postgres_edits as edits
     import async_saver.stores.postgres_limits as limits
-    from async_saver.stores.postgres_reads import Get, Place, delta_history, fits, read, read_page
+    from async_saver.stores.postgres_reads import Get, Place, delta_history, fits, read, read_page, version_text
     from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost
     from async_saver.stores.postgres_writer import Change, Put, PutWrites, Writer, lock, lock_of
 except ModuleNotFoundError as exc:
@@ -50,12 +51,14 @@ __all__ = ["PostgresStore"]
 
 _T = TypeVar("_T")
 
+_POOL_SIZE = 4
 _MOST = 256  # calls that are put in one transaction
 _MOST_IDX = 2**31
+_LONGEST_NAME = 63
 _MOST_BYTES = 2500  # of ids that are one row's key, as an index takes a row of 2,704
 _FIRST_PAGE, _LARGEST_PAGE = 4, 64  # checkpoints that are read at once, in a list
 _TOUCH = 5.0  # seconds between two times that reads are noted as use
-_AT_EXIT = 5.0  # seconds that the end of the process waits for the end of a thread
+_AT_EXIT = 5.0  # seconds that the end of the process waits for the end of the threads
 
 
 class PostgresStore(Store):
@@ -77,7 +80,7 @@ class PostgresStore(Store):
     Args:
         where: How to connect: "postgresql://user:password@host:5432/database", or as `libpq` has it. Or a
             `ConnectionPool` of psycopg, which the store uses, and never opens or closes.
-        pool_size: How many connections there are at most.
+        pool_size: How many connections there are at most; 4 if none is given. Half of them write.
         schema: The schema that has the tables; it is made if it is not there. The first in the role's search path if
             none is given.
         pool_kwargs: What else the `ConnectionPool` takes, such as `max_idle` and `max_lifetime` in seconds, `timeout`,
@@ -111,7 +114,7 @@ class PostgresStore(Store):
         self,
         where: "str | ConnectionPool[Any]",
         *,
-        pool_size: int = 4,
+        pool_size: int | None = None,
         schema: str | None = None,
         pool_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
@@ -124,19 +127,26 @@ class PostgresStore(Store):
             raise InvalidTypeError(
                 f"pass a connection string or a psycopg_pool.ConnectionPool, not one of type {type(where).__name__}"
             )
-        if isinstance(pool_size, bool) or not isinstance(pool_size, int):
+        if isinstance(pool_size, bool) or not isinstance(pool_size, (int, type(None))):
             raise InvalidTypeError(f"pool_size is a number of connections, not of type {type(pool_size).__name__}")
-        if pool_size < 1:
+        if pool_size is not None and pool_size < 1:
             raise InvalidValueError(f"pool_size is a number of connections, 1 or more, not {shown(pool_size)}")
+        if pool_kwargs is not None and not isinstance(pool_kwargs, Mapping):
+            raise InvalidTypeError(f"pool_kwargs is a mapping or None, not of type {type(pool_kwargs).__name__}")
+        if schema is not None and not isinstance(schema, str):
+            raise InvalidTypeError(f"schema is a name or None, not of type {type(schema).__name__}")
         if not isinstance(where, str):
-            if schema is not None or pool_kwargs is not None:
-                raise InvalidValueError("schema and pool_kwargs go with a connection string; a pool has its own")
-            pool_size = max(where.max_size, 1)
-        if schema is not None and (not isinstance(schema, str) or not schema or not fits(schema)):
-            raise InvalidValueError(f"schema is the name of a schema, not {shown(schema)}")
+            if (pool_size, schema, pool_kwargs) != (None, None, None):
+                raise InvalidValueError(
+                    "pool_size, schema and pool_kwargs go with a connection string; a ConnectionPool has its own"
+                )
+            pool_size = where.max_size
+        if schema is not None and not (schema and fits(schema) and len(schema.encode()) <= _LONGEST_NAME):
+            raise InvalidValueError(f"schema is a name of at most {_LONGEST_NAME} bytes, not {shown(schema)}")
         self.retention: Retention | None = None
         self.untold: Collection[object] = ()
         self._since = 0.0  # when it was told to keep to limits
+        pool_size = pool_size or _POOL_SIZE
         self._engine = _Engine(Server(where, pool_size, schema, pool_kwargs or {}), pool_size)
         finalize(self, self._engine.abandon).atexit = False
 
@@ -213,12 +223,13 @@ class PostgresStore(Store):
         on_conflict: OnConflict | None = None,
     ) -> bool:
         """See `Store.put`."""
-        _look_at(record.parent_id or "", *(channel for channel, _ in record.versions), *record.delta_channels)
+        _look_at_key(record.parent_id or "")
+        _look_at(*(channel for channel, _ in record.versions), *record.delta_channels)
         _look_at(*(version for _, version in record.versions if isinstance(version, str)))
         _look_at_key(thread_id, checkpoint_ns, record.checkpoint_id)
         _look_at_key(record.run_id or "")
         for (channel, version), _ in blobs:
-            _look_at_key(thread_id, checkpoint_ns, channel, version if isinstance(version, str) else "")
+            _look_at_key(thread_id, checkpoint_ns, channel, version_text(version))
         put = Put(thread_id, checkpoint_ns, record, blobs, on_conflict, self._now(), self.retention is not None)
         conflict: bool = await self._engine.write(thread_id, put)
         return conflict
@@ -520,11 +531,17 @@ class _Engine:
         self.overruns: int = 0
         self._noted = time.monotonic()
         writer = Writer(server)
-        commits = range(max(pool_size // 2, 1))
-        self._commits = [Worker(writer.do, _nothing_to_close, _never, "async_saver commits", _MOST) for _ in commits]
-        reads = [Worker(self._read, _nothing_to_close, _never, "async_saver reads") for _ in range(2)]
-        self._gets, self._looks = reads
-        self._workers = [*self._commits, *reads]
+        commits = max(pool_size // 2, 1)
+        looks = max(pool_size - commits - 1, 1)
+
+        def worker(do: "Callable[[Sequence[Call[Any]]], None]", name: str, most: int = _MOST) -> Worker:
+            pause = _never if do == writer.do else self._pause
+            return Worker(do, _nothing_to_close, pause, f"async_saver PostgreSQL {name}", most)
+
+        self._commits = [worker(writer.do, "commits") for _ in range(commits)]
+        self._gets = worker(self._read, "gets")
+        self._looks = cycle([worker(self._read, "reads") for _ in range(looks)])
+        self._workers = [*self._commits, self._gets, *islice(self._looks, looks)]
         with guard:
             _engines.add(self)
 
@@ -609,11 +626,11 @@ class _Engine:
 
     async def read(self, look: "Callable[[Cursor], _T]") -> _T:
         """Have something be read."""
-        return cast(_T, await self._looks.call(look))
+        return cast(_T, await next(self._looks).call(look))
 
     async def close(self) -> None:
         """Do what is called for, and close the connections."""
-        if self.touched and self.server.is_open() and self.server.has_own:
+        if self.touched and self.server.has_own:
             await self.note_uses()
         for worker in self._workers:
             await worker.end()
@@ -667,6 +684,9 @@ class _Engine:
             self._noted = time.monotonic()
             self._note_uses()
 
+    def _pause(self) -> float | None:
+        return max(self._noted + _TOUCH - time.monotonic(), 0.0) if self.touched else None
+
     def _note_uses(self) -> None:
         """Note uses for other processes; if that fails, it is done next time."""
         uses = dict(islice(self.touched.copy().items(), limits.MOST))
@@ -697,6 +717,7 @@ class _Engine:
         except Exception as exc:
             if not is_lost(exc):
                 raise
+            self.server.look_for_lost()
         with self.server.cursor() as cursor:
             return look(cursor)
 
@@ -704,10 +725,11 @@ class _Engine:
 
     def abandon(self) -> None:
         """Have the threads end, as the store was dropped."""
-        is_open = self.server.is_open()
-        self.leave()
-        if is_open:
-            self.server.close()
+        threads = self.leave()
+        if threads or self.server.is_open():
+            # Not here, as this may be a thread of the pool's own, which cannot wait for itself.
+            with suppress(RuntimeError):  # the interpreter ends, and starts no more threads
+                Thread(target=_close_after, args=(threads, self.server), daemon=True).start()
             warnings.warn(
                 f"a PostgresStore on {self.server.name()} was not closed; use `async with` or `with` on its saver, or "
                 "await close()",
@@ -715,7 +737,7 @@ class _Engine:
                 stacklevel=2,
             )
 
-    def leave(self) -> "list[Any]":
+    def leave(self) -> "list[Thread]":
         """Have the threads end; return those that there are."""
         return [thread for worker in self._workers if (thread := worker.leave()) is not None]
 
@@ -724,6 +746,12 @@ class _Engine:
         self.server.forget()
         for worker in self._workers:
             worker.forget()
+
+
+def _close_after(threads: "Sequence[Thread]", server: "Server") -> None:
+    for thread in threads:
+        thread.join()
+    server.close()
 
 
 def _never() -> None:
@@ -735,10 +763,7 @@ def _nothing_to_close() -> None:
 
 
 def _fail(calls: "Sequence[Call[Any]]", exc: Exception, server: "Server") -> None:
-    error = error_of(exc, server)
-    if error is not exc:
-        error.__cause__ = exc
-    fail(calls, error)
+    fail(calls, error_of(exc, server))
 
 
 _engines: WeakSet[_Engine] = WeakSet()
@@ -754,9 +779,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def _at_exit() -> None:
+    threads = [thread for engine in [*_engines] for thread in engine.leave()]
+    until = time.monotonic() + _AT_EXIT
+    for thread in threads:
+        thread.join(max(until - time.monotonic(), 0.0))
     for engine in [*_engines]:
-        for thread in engine.leave():
-            thread.join(_AT_EXIT)
         engine.server.close()
 
 

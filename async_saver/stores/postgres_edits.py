@@ -6,7 +6,7 @@ from typing import Any
 from langgraph.checkpoint.serde.types import TASKS
 
 from async_saver.stores.base import exists_error
-from async_saver.stores.postgres_reads import DELTA_CHANNELS, HAS_VALUE, HIDDEN, RUN_ID
+from async_saver.stores.postgres_reads import DELTA_CHANNELS, HAS_VALUE, HIDDEN, IS_OLD, RUN_ID
 from async_saver.stores.postgres_server import Cursor
 
 __all__ = ["copy", "delete", "keep_latest", "threads_of_runs", "without_runs"]
@@ -56,7 +56,7 @@ needed AS MATERIALIZED (
     SELECT c.checkpoint_ns, c.parent_checkpoint_id, %(tasks)s
     FROM stay JOIN checkpoints c ON c.thread_id = %(thread_id)s AND c.checkpoint_ns = stay.checkpoint_ns
         AND c.checkpoint_id = stay.checkpoint_id
-    WHERE c.parent_checkpoint_id IS NOT NULL AND (c.checkpoint ->> 'v')::int < 4
+    WHERE c.parent_checkpoint_id IS NOT NULL AND {IS_OLD}
 ),
 going AS MATERIALIZED (
     SELECT c.checkpoint_ns, c.checkpoint_id, c.checkpoint -> 'channel_versions' AS versions,
@@ -72,7 +72,7 @@ named AS MATERIALIZED (
     CROSS JOIN LATERAL jsonb_each_text(c.checkpoint -> 'channel_versions') v
     UNION
     SELECT n.checkpoint_ns, n.channel, g.versions ->> n.channel
-    FROM needed n JOIN going g USING (checkpoint_ns, checkpoint_id)
+    FROM needed n JOIN going g USING (checkpoint_ns, checkpoint_id) WHERE g.versions ? n.channel
 ),
 gone AS (
     DELETE FROM checkpoints c USING going g
@@ -82,20 +82,22 @@ gone AS (
 ),
 hidden AS (
     UPDATE checkpoints c
-    SET checkpoint = jsonb_set(c.checkpoint, '{{async_saver}}',
-        coalesce(c.checkpoint -> 'async_saver', '{{}}') || '{{"hidden": true}}')
+    SET checkpoint = c.checkpoint || jsonb_build_object(
+        'async_saver', coalesce(c.checkpoint -> 'async_saver', '{{}}') || '{{"hidden": true}}',
+        'channel_values', (
+            SELECT coalesce(jsonb_object_agg(v.key, v.value), '{{}}')
+            FROM jsonb_each(coalesce(c.checkpoint -> 'channel_values', '{{}}')) v
+            WHERE (c.checkpoint_ns, c.checkpoint_id, v.key) IN (
+                SELECT checkpoint_ns, checkpoint_id, channel FROM needed)
+        ))
     FROM going g
     WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = g.checkpoint_ns AND c.checkpoint_id = g.checkpoint_id
         AND g.is_needed
 ),
 blobs AS (
-    DELETE FROM checkpoint_blobs b USING (
-        SELECT DISTINCT g.checkpoint_ns, v.key AS channel, v.value AS version
-        FROM going g CROSS JOIN LATERAL jsonb_each_text(g.versions) v
-        EXCEPT SELECT checkpoint_ns, channel, version FROM named
-    ) g
-    WHERE b.thread_id = %(thread_id)s AND b.checkpoint_ns = g.checkpoint_ns AND b.channel = g.channel
-        AND b.version = g.version
+    DELETE FROM checkpoint_blobs b
+    WHERE b.thread_id = %(thread_id)s
+        AND (b.checkpoint_ns, b.channel, b.version) NOT IN (SELECT checkpoint_ns, channel, version FROM named)
 ),
 writes AS (
     DELETE FROM checkpoint_writes w
@@ -109,12 +111,6 @@ _OF_GOING = """
 (w.checkpoint_ns, w.checkpoint_id) IN (SELECT checkpoint_ns, checkpoint_id FROM going)
 """
 _TIDY = (
-    """
-    DELETE FROM checkpoint_blobs WHERE thread_id = %(thread_id)s
-        AND NOT EXISTS (SELECT FROM checkpoints WHERE thread_id = %(thread_id)s)
-    """,
-)
-_TIDY_OWN = (
     """
     DELETE FROM async_saver_runs r WHERE thread_id = %(thread_id)s AND NOT EXISTS (
         SELECT FROM checkpoint_writes w WHERE w.thread_id = r.thread_id AND w.checkpoint_ns = r.checkpoint_ns
@@ -156,7 +152,7 @@ _OF_RUNS = f"""
 def _prune(cursor: Cursor, stay: str, writes: str, values: dict[str, Any], has_own: bool) -> int:
     statement = _PRUNE.replace("{stay}", stay).replace("{writes}", writes)
     row = cursor.execute(statement.encode(), {**values, "tasks": TASKS}, prepare=False).fetchone()
-    for tidy in (*_TIDY, *(_TIDY_OWN if has_own else ())):
+    for tidy in _TIDY if has_own else ():
         cursor.execute(tidy, {"thread_id": values["thread_id"]})
     return 0 if row is None else int(row[0])
 

@@ -1,8 +1,8 @@
 """What a `PostgresStore` reads: checkpoints with their values and writes, many in one statement."""
 
 import json
-from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import writes_sort_key
@@ -19,6 +19,7 @@ from async_saver.records import (
     StoredCheckpoint,
     StoredHistory,
     WriteRecord,
+    unpacked,
 )
 from async_saver.stores.postgres_server import Cursor
 
@@ -26,13 +27,13 @@ __all__ = [
     "DELTA_CHANNELS",
     "HAS_VALUE",
     "HIDDEN",
+    "IS_OLD",
     "OURS",
     "RUN_ID",
     "Get",
     "Place",
     "delta_history",
     "fits",
-    "packed",
     "read",
     "read_page",
     "to_json",
@@ -61,8 +62,8 @@ class Get(NamedTuple):
     place: Place
 
 
-HIDDEN = "c.checkpoint #> '{async_saver,hidden}' IS NOT NULL"
-"""Whether a checkpoint is out of sight."""
+HIDDEN = """c.checkpoint @> '{"async_saver": {"hidden": true}}'"""
+"""Whether a checkpoint is out of sight. So written, the planner takes it for rare."""
 
 RUN_ID = "coalesce(c.checkpoint #>> '{async_saver,run_id}', c.metadata ->> 'run_id')"
 """Which run made a checkpoint; as the index on it has it."""
@@ -92,24 +93,36 @@ SELECT jsonb_object_keys(c.checkpoint -> 'channel_versions') WHERE c.metadata ? 
 """The channels that a checkpoint shows to be a `DeltaChannel`: by its counters, by what this store notes, and by the
 mark of a snapshot, which is true with a blob behind it. LangGraph.js says only that there are some."""
 
-_COLUMNS = """
+IS_OLD = "c.checkpoint -> 'v' < '4'"
+"""Whether what a checkpoint's parent's tasks sent is not in it, but in their writes: see `StoredCheckpoint.sends`."""
+
+# Where a table is small, or its figures are of when it was, the planner would read all of a conversation: of its
+# values, as it joins them, and of its writes, by the index that is only on the conversation. What is asked for in the
+# order of the primary key is found by that.
+_COLUMNS = f"""
     c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id,
     convert_to(c.checkpoint::text, 'UTF8'), convert_to(c.metadata::text, 'UTF8'),
     (
         SELECT array_agg(ARRAY[convert_to(b.channel, 'UTF8'), convert_to(b.type, 'UTF8'), b.blob])
-        FROM jsonb_each_text(c.checkpoint -> 'channel_versions') v
-        JOIN checkpoint_blobs b ON b.thread_id = c.thread_id AND b.checkpoint_ns = c.checkpoint_ns
-            AND b.channel = v.key AND b.version = v.value
+        FROM jsonb_each_text(c.checkpoint -> 'channel_versions') v CROSS JOIN LATERAL (
+            SELECT * FROM checkpoint_blobs b
+            WHERE b.thread_id = c.thread_id AND b.checkpoint_ns = c.checkpoint_ns AND b.channel = v.key
+                AND b.version BETWEEN v.value AND v.value
+            ORDER BY b.version LIMIT 1
+        ) b
         WHERE b.type <> 'empty'
     ),
     (
         SELECT array_agg(ARRAY[convert_to(w.task_id, 'UTF8'), convert_to(w.idx::text, 'UTF8'),
             convert_to(w.channel, 'UTF8'), convert_to(coalesce(w.type, 'null'), 'UTF8'), w.blob,
             convert_to(w.task_path, 'UTF8')])
-        FROM checkpoint_writes w
-        WHERE w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns AND w.checkpoint_id = c.checkpoint_id
+        FROM (
+            SELECT * FROM checkpoint_writes w
+            WHERE w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns AND w.checkpoint_id = c.checkpoint_id
+            ORDER BY w.task_id, w.idx OFFSET 0
+        ) w
     ),
-    CASE WHEN (c.checkpoint ->> 'v')::int < 4 THEN (
+    CASE WHEN {IS_OLD} THEN (
         SELECT array_agg(ARRAY[convert_to(coalesce(w.type, 'null'), 'UTF8'), w.blob]
             ORDER BY w.task_path, w.task_id, w.idx)
         FROM checkpoint_writes w
@@ -160,11 +173,12 @@ def read(cursor: Cursor, places: Sequence[Place]) -> list[StoredCheckpoint | Non
 def _stored(row: Sequence[Any]) -> StoredCheckpoint:
     thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata, blobs, writes, sends = row
     plain = json.loads(checkpoint)
-    ours = plain.pop(OURS, None) or {}
+    ours = plain.pop(OURS, None)
+    ours = ours if isinstance(ours, dict) else {}
     encoded: Blob = (JSON, checkpoint)
     versions: tuple[ChannelVersion, ...] = tuple((plain.get("channel_versions") or {}).items())
-    if "checkpoint" in ours:
-        encoded = _unpacked(ours["checkpoint"])
+    if (whole := unpacked(ours.get("checkpoint"))) is not None:
+        encoded = whole
         versions = tuple((channel, version) for channel, version in ours["versions"])
     elif ours:
         encoded = (JSON, to_json(plain))
@@ -192,9 +206,8 @@ def _stored(row: Sequence[Any]) -> StoredCheckpoint:
 def _metadata_of(metadata: bytes) -> tuple[Mapping[str, Any], Blob]:
     """Return metadata as far as JSON has them, and as they were stored."""
     details: dict[str, Any] = json.loads(metadata)
-    if len(details) == 1 and OURS in details:
-        return {}, _unpacked(details[OURS])
-    return details, (JSON, metadata)
+    whole = unpacked(details.get(OURS)) if len(details) == 1 else None
+    return (details, (JSON, metadata)) if whole is None else ({}, whole)
 
 
 def _writes_of(writes: "Iterable[Sequence[bytes]] | None") -> list[WriteRecord]:
@@ -209,15 +222,6 @@ def _writes_of(writes: "Iterable[Sequence[bytes]] | None") -> list[WriteRecord]:
     return records
 
 
-def packed(blob: Blob) -> list[str]:
-    """Return what is no JSON as a part of something that is."""
-    return [blob[0], b64encode(blob[1]).decode()]
-
-
-def _unpacked(stored: Sequence[str]) -> Blob:
-    return stored[0], b64decode(stored[1])
-
-
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
 
@@ -228,6 +232,8 @@ def to_json(value: object) -> bytes:
 
 def version_text(version: str | float) -> str:
     """Return a channel's version as the official tables have it: as the text of what it is in JSON."""
+    if isinstance(version, float):
+        return format(Decimal(repr(version)), "f")
     return version if isinstance(version, str) else _encode(version)
 
 
@@ -341,16 +347,23 @@ SELECT w.channel, w.from_id, w.checkpoint_id,
         SELECT array_agg(ARRAY[convert_to(o.task_id, 'UTF8'), convert_to(o.idx::text, 'UTF8'),
             convert_to(o.channel, 'UTF8'), convert_to(coalesce(o.type, 'null'), 'UTF8'), o.blob,
             convert_to(o.task_path, 'UTF8')])
-        FROM checkpoint_writes o
-        WHERE o.thread_id = c.thread_id AND o.checkpoint_ns = c.checkpoint_ns AND o.checkpoint_id = c.checkpoint_id
-            AND o.channel = w.channel
+        FROM (
+            SELECT * FROM checkpoint_writes o
+            WHERE o.thread_id = c.thread_id AND o.checkpoint_ns = c.checkpoint_ns AND o.checkpoint_id = c.checkpoint_id
+            ORDER BY o.task_id, o.idx OFFSET 0
+        ) o WHERE o.channel = w.channel
     ),
     b.type, b.blob, convert_to((c.checkpoint -> 'channel_values' -> w.channel)::text, 'UTF8')
 FROM walk w
-JOIN checkpoints c ON c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
-    AND c.checkpoint_id = w.checkpoint_id
-LEFT JOIN checkpoint_blobs b ON b.thread_id = c.thread_id AND b.checkpoint_ns = c.checkpoint_ns
-    AND b.channel = w.channel AND b.version = c.checkpoint -> 'channel_versions' ->> w.channel AND b.type <> 'empty'
+CROSS JOIN LATERAL (
+    SELECT * FROM checkpoints c WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
+        AND c.checkpoint_id = w.checkpoint_id OFFSET 0
+) c
+LEFT JOIN LATERAL (
+    SELECT * FROM checkpoint_blobs b
+    WHERE b.thread_id = c.thread_id AND b.checkpoint_ns = c.checkpoint_ns AND b.channel = w.channel
+        AND b.version = c.checkpoint -> 'channel_versions' ->> w.channel AND b.type <> 'empty' OFFSET 0
+) b ON true
 """
 
 

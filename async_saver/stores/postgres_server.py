@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -15,11 +15,12 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from async_saver.errors import AsyncSaverError, InvalidValueError, StorageBusyError, StorageError, shown
 
-__all__ = ["Cursor", "Server", "error_of", "is_lost"]
+__all__ = ["Cursor", "Server", "error_of", "is_in_the_way", "is_lost"]
 
 Cursor: TypeAlias = "psycopg.Cursor[tuple[Any, ...]]"
 
 _LATEST = len(MIGRATIONS) - 1
+_TABLES = 3  # the version from which on all tables are there
 
 # Ours, beside the official tables. Which run made a checkpoint is in its metadata, but where that is no text. What a
 # conversation holds is in the official tables only: these rows may be missing, and may be left over.
@@ -50,13 +51,16 @@ _OWN = (
     WHERE coalesce(checkpoint #>> '{async_saver,run_id}', metadata ->> 'run_id') IS NOT NULL
     """,
 )
+# Reads a table, as with that comes what others have made since the transaction began.
 _LOOK = """
 SELECT to_regclass('checkpoint_migrations') IS NOT NULL,
     to_regclass('checkpoints') IS NOT NULL AND to_regclass('checkpoint_blobs') IS NOT NULL
         AND to_regclass('checkpoint_writes') IS NOT NULL,
     to_regclass('async_saver_threads') IS NOT NULL AND to_regclass('async_saver_runs') IS NOT NULL
         AND to_regclass('async_saver_checkpoints_run_id') IS NOT NULL
+FROM pg_database WHERE datname = current_database()
 """
+_HAS_SCHEMA = "SELECT to_regnamespace(quote_ident(%s)) FROM pg_database WHERE datname = current_database()"
 _VERSION = "SELECT coalesce(max(v), -1) FROM checkpoint_migrations"
 _ALONE = "SELECT pg_advisory_xact_lock(1635148146, -1)"  # whoever makes tables; conversations have other numbers
 
@@ -116,10 +120,12 @@ class Server:
     def _configure(
         self, theirs: "Callable[[psycopg.Connection[Any]], None] | None", connection: "psycopg.Connection[Any]"
     ) -> None:
+        # Where it was another, puts of two processes to one conversation would fail each other.
+        connection.execute("SET default_transaction_isolation TO 'read committed'")
         if self._schema is not None:
             connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self._schema)))
-            if not connection.autocommit:
-                connection.commit()
+        if not connection.autocommit:
+            connection.commit()
         if theirs is not None:
             theirs(connection)
 
@@ -137,15 +143,19 @@ class Server:
 
     @contextmanager
     def transaction(self) -> "Iterator[Cursor]":
-        """Hand out a cursor in a transaction, whose statements go out together."""
+        """Hand out a cursor in a transaction."""
         with self.cursor() as cursor:
             is_begun = cursor.connection.autocommit
-            with cursor.connection.pipeline():
-                if is_begun:
-                    cursor.execute("BEGIN")
-                yield cursor
-                if is_begun:
-                    cursor.execute("COMMIT")
+            if is_begun:
+                cursor.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            yield cursor
+            if is_begun:
+                cursor.execute("COMMIT")
+
+    def look_for_lost(self) -> None:
+        """Have connections that were lost be thrown away, as one was, and the others may be as well."""
+        with suppress(psycopg.Error):
+            self._pool().check()
 
     def _pool(self) -> "ConnectionPool[Any]":
         if self._theirs is not None:
@@ -157,7 +167,10 @@ class Server:
             return self._theirs
         with self._lock:
             if self._own is None:
-                self._connect_once()
+                try:
+                    self._connect_once()
+                except psycopg.Error as exc:
+                    raise StorageError(f"{self.name()} cannot be reached: {_first_line(exc)}") from exc
                 self._own = self._new_pool()
                 self._own.open()
             return self._own
@@ -168,6 +181,15 @@ class Server:
         if "connect_timeout" in conninfo_to_dict(self._conninfo):
             del kwargs["connect_timeout"]
         psycopg.connect(self._conninfo, **kwargs).close()
+
+    def why_none(self) -> psycopg.Error | None:
+        """Return why there is no connection to be had; None if all are in use."""
+        if self._theirs is None:
+            try:
+                self._connect_once()
+            except psycopg.Error as exc:
+                return exc
+        return None
 
     def close(self) -> None:
         """Let go of all connections that are its own; the next call opens others."""
@@ -200,6 +222,11 @@ class Server:
 
     def _make_ready(self, connection: "psycopg.Connection[Any]") -> None:
         """Make the tables that are not there; where all are, nothing is written."""
+        if connection.info.encoding != "utf-8":
+            raise StorageError(
+                f"the connections to {self.name()} have the client_encoding {connection.info.encoding}; let the pool's "
+                'have kwargs={"client_encoding": "utf8"}'
+            )
         with connection.transaction():
             cursor = psycopg.Cursor(connection, row_factory=tuple_row)
             version, self.has_own = self._look(cursor)
@@ -215,7 +242,7 @@ class Server:
             with connection.transaction():
                 self._make(psycopg.Cursor(connection, row_factory=tuple_row))
             self.has_own = True
-        except psycopg.errors.InsufficientPrivilege as exc:
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as exc:
             if version < _LATEST:
                 raise StorageError(
                     f"the tables of checkpoints are not in {self.name()}, or are of an earlier version, and this role "
@@ -227,15 +254,17 @@ class Server:
         """Return the version of the official tables, -1 where there are none, and whether ours are there."""
         has_versions, has_tables, has_own = _one(cursor.execute(_LOOK))
         version = int(_one(cursor.execute(_VERSION))[0]) if has_versions else -1
-        if version >= 0 and not has_tables:
+        if version >= _TABLES and not has_tables:
             raise StorageError(f"{self.name()} has the table checkpoint_migrations, but not all that it tells of")
         return version, bool(has_own)
 
     def _make(self, cursor: Cursor) -> None:
         cursor.execute(_ALONE)
-        if self._schema is not None:
+        if self._schema is not None and _one(cursor.execute(_HAS_SCHEMA, (self._schema,)))[0] is None:
             cursor.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(self._schema)))
-        version, _ = self._look(cursor)
+        version, has_own = self._look(cursor)
+        if version == _LATEST and has_own:
+            return  # somebody else has made them meanwhile, and may be using them
         for number in range(version + 1, len(MIGRATIONS)):
             # In a transaction, and so all or none of it; that is not for CONCURRENTLY.
             cursor.execute(MIGRATIONS[number].replace(" CONCURRENTLY", "").encode())
@@ -267,13 +296,19 @@ def _conninfo_of(where: str) -> str:
                 "'postgresql://'"
             )
         where = f"postgresql://{rest}"
+        authority, _, path = rest.partition("?")[0].partition("/")
+        is_url = "@" not in path and authority.count("@") <= 1
+    else:
+        is_url = True
     try:
-        return make_conninfo(where)
-    except psycopg.Error:
-        raise InvalidValueError(
-            "this is no connection string of PostgreSQL: 'postgresql://user:password@host:5432/database', in which "
-            "special characters of the password are percent-encoded, or 'host=... dbname=...'"
-        ) from None
+        if is_url and "\0" not in where:
+            return make_conninfo(where, client_encoding="utf8")
+    except (psycopg.Error, UnicodeError):
+        pass  # whose text may show the password
+    raise InvalidValueError(
+        "this is no connection string of PostgreSQL: 'postgresql://user:password@host:5432/database', in which "
+        "special characters of the password are percent-encoded, or 'host=... dbname=...'"
+    )
 
 
 # Errors.
@@ -292,17 +327,32 @@ def _first_line(exc: BaseException) -> str:
 
 def is_lost(exc: BaseException) -> bool:
     """Tell whether a connection was lost, and another one may do."""
-    return isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError)) and not isinstance(
-        exc, (PoolTimeout, PoolClosed, psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)
-    )
+    if not isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return False
+    if isinstance(exc, (PoolTimeout, PoolClosed)):
+        return False
+    return exc.sqlstate is None or exc.sqlstate[:2] == "08" or exc.sqlstate in ("57P01", "57P02", "57P03")
+
+
+def is_in_the_way(exc: BaseException) -> bool:
+    """Tell whether others have hindered a transaction, and it may be tried again."""
+    return isinstance(exc, (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected))
 
 
 def error_of(exc: BaseException, server: Server) -> AsyncSaverError:
     """Return what to raise for an error of the driver."""
     if isinstance(exc, AsyncSaverError):
         return exc
+    error = _error_of(exc, server)
+    error.__cause__ = exc
+    return error
+
+
+def _error_of(exc: BaseException, server: Server) -> AsyncSaverError:
     if isinstance(exc, PoolClosed):
         return StorageError(f"the ConnectionPool for {server.name()} is not open; open it before its store is used")
+    if isinstance(exc, PoolTimeout) and (cause := server.why_none()) is not None:
+        return StorageError(f"{server.name()}: {_first_line(cause)}; what was not acknowledged may not be stored")
     if isinstance(exc, _UNFIT):
         return InvalidValueError(f"{server.name()} cannot keep this: {_first_line(exc)}; nothing was stored")
     kind = StorageBusyError if isinstance(exc, _BUSY) else StorageError

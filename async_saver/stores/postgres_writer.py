@@ -6,27 +6,46 @@ from functools import partial
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from async_saver.records import EMPTY, JSON, Blob, ChannelVersion, CheckpointRecord, WriteRecord
+from async_saver.records import EMPTY, JSON, Blob, ChannelVersion, CheckpointRecord, WriteRecord, packed
 from async_saver.stores.base import OnConflict, torn_error
 from async_saver.stores.commits import Call, fail
-from async_saver.stores.postgres_reads import HIDDEN, OURS, packed, to_json, version_text
-from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost
+from async_saver.stores.postgres_reads import HIDDEN, OURS, to_json, version_text
+from async_saver.stores.postgres_server import Cursor, Server, error_of, is_in_the_way, is_lost
 
 __all__ = ["Change", "Put", "PutWrites", "Writer", "lock", "lock_of"]
 
 _LOCKS = 4096
+_MOST_BYTES = 16 * 1024 * 1024  # of values that are one statement, which the server takes up to a gigabyte of
+_TIMES = 5  # that something is tried which others were in the way of
 _SPACE = 1635148146  # of the numbers of advisory locks: "asvr"
 
 _LOCK = f"SELECT pg_advisory_xact_lock({_SPACE}, n) FROM unnest(%b::int[]) n"
 
 # A lot of puts is one statement, of those of these parts that it has something for. The locks come first, as each part
-# asks for them; what they are to keep apart needs no newer look at the tables than the statement's own.
+# asks for them; what they are to keep apart needs no newer look at the tables than the statement's own. The arrays are
+# sub-selects, so that the planner does not see how long they are, and makes no new plan for each lot.
 _LOCKED = "(SELECT count(*) FROM locked) >= 0"
+_TYPES = {"t": "text", "b": "bytea", "i": "int", "f": "float8"}
+
+
+def _arrays(types: str) -> str:
+    """Return rows of what arrays have, each of these types by its first letter."""
+    return f"unnest({', '.join(f'(SELECT %b::{_TYPES[one]}[])' for one in types)})"
+
+
 _PUT_BLOBS = f"""
 blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[]) WHERE {_LOCKED}
+    SELECT * FROM {_arrays("tttttb")} WHERE {_LOCKED}
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO UPDATE SET type = EXCLUDED.type, blob = EXCLUDED.blob
+)
+"""
+# What is brought without a value: there may be one of a version that is put again.
+_DELETE_BLOBS = f"""
+no_blobs AS (
+    DELETE FROM checkpoint_blobs b USING {_arrays("tttt")} a (thread_id, checkpoint_ns, channel, version)
+    WHERE {_LOCKED} AND b.thread_id = a.thread_id AND b.checkpoint_ns = a.checkpoint_ns AND b.channel = a.channel
+        AND b.version = a.version
 )
 """
 _PUT_CHECKPOINTS = f"""
@@ -34,7 +53,7 @@ checkpoints_put AS (
     INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
     SELECT a.thread_id, a.checkpoint_ns, a.checkpoint_id, a.parent_id,
         convert_from(a.checkpoint, 'UTF8')::jsonb, convert_from(a.metadata, 'UTF8')::jsonb
-    FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[], %b::bytea[])
+    FROM {_arrays("ttttbb")}
         a (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata)
     WHERE {_LOCKED}
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
@@ -47,12 +66,11 @@ _PUT_WRITES = f"""
 writes AS (
     INSERT INTO checkpoint_writes
         (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-    SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::int[], %b::text[],
-        %b::text[], %b::bytea[])
+    SELECT * FROM {_arrays("tttttittb")}
         a (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-    WHERE {_LOCKED} AND NOT EXISTS (
-        SELECT FROM checkpoints c WHERE c.thread_id = a.thread_id AND c.checkpoint_ns = a.checkpoint_ns
-            AND c.checkpoint_id = a.checkpoint_id AND {HIDDEN})
+    WHERE {_LOCKED} AND (
+        SELECT 1 FROM checkpoints c WHERE c.thread_id = a.thread_id AND c.checkpoint_ns = a.checkpoint_ns
+            AND c.checkpoint_id = a.checkpoint_id AND {HIDDEN}) IS NULL
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE SET
         task_path = EXCLUDED.task_path, channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
     WHERE EXCLUDED.idx < 0
@@ -60,18 +78,18 @@ writes AS (
 )
 """
 # Whose runs are known by now; a write that stays has the run that it has.
-_PUT_RUNS = """
+_PUT_RUNS = f"""
 runs AS (
     INSERT INTO async_saver_runs (run_id, thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-    SELECT a.* FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::int[])
+    SELECT a.* FROM {_arrays("ttttti")}
         a (run_id, thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
     JOIN writes USING (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE SET run_id = EXCLUDED.run_id
 )
 """
-_FORGET_RUNS = """
+_FORGET_RUNS = f"""
 former_runs AS (
-    DELETE FROM async_saver_runs r USING unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::int[])
+    DELETE FROM async_saver_runs r USING {_arrays("tttti")}
         a (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
     WHERE r.thread_id = a.thread_id AND r.checkpoint_ns = a.checkpoint_ns AND r.checkpoint_id = a.checkpoint_id
         AND r.task_id = a.task_id AND r.idx = a.idx
@@ -80,7 +98,7 @@ former_runs AS (
 _PUT_THREADS = f"""
 threads AS (
     INSERT INTO async_saver_threads (thread_id, used)
-    SELECT a.thread_id, a.used FROM unnest(%b::text[], %b::float8[]) WITH ORDINALITY a (thread_id, used, n)
+    SELECT a.thread_id, a.used FROM {_arrays("tf")} WITH ORDINALITY a (thread_id, used, n)
     WHERE {_LOCKED} ORDER BY n
     ON CONFLICT (thread_id) DO UPDATE SET written = DEFAULT, used = EXCLUDED.used
 )
@@ -187,9 +205,12 @@ class _Rows:
         """Write it all, by one statement."""
         parts = [f"locked AS MATERIALIZED ({_LOCK})"]
         columns: list[list[Any]] = [_locks(self.threads)]
-        if self.blobs:
+        if blobs := [(*key, *blob) for key, blob in self.blobs.items() if blob != EMPTY]:
             parts.append(_PUT_BLOBS)
-            columns += _columns((*key, kind, _data(kind, data)) for key, (kind, data) in self.blobs.items())
+            columns += _columns(blobs)
+        if nothing := [key for key, blob in self.blobs.items() if blob == EMPTY]:
+            parts.append(_DELETE_BLOBS)
+            columns += _columns(nothing)
         if self.checkpoints:
             parts.append(_PUT_CHECKPOINTS)
             columns += _columns((*key, *row) for key, row in self.checkpoints.items())
@@ -217,10 +238,6 @@ class _Rows:
 
 def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
     return [[*column] for column in zip(*rows, strict=True)]
-
-
-def _data(kind: str, data: bytes) -> bytes | None:
-    return None if kind == EMPTY[0] and not data else data
 
 
 def _checkpoint_of(record: CheckpointRecord) -> bytes:
@@ -256,6 +273,11 @@ def _metadata_of(metadata: Blob) -> bytes:
     return metadata[1] if metadata[0] == JSON else to_json({OURS: packed(metadata)})
 
 
+def _size_of(work: "Put | PutWrites") -> int:
+    blobs = [blob for _, blob in work.blobs] if isinstance(work, Put) else [write.value for write in work.writes]
+    return sum(len(data) for _, data in blobs)
+
+
 def _rows_of(calls: Iterable[Call[Any]]) -> _Rows:
     rows = _Rows()
     for call in calls:
@@ -280,12 +302,17 @@ class Writer:
     def do(self, calls: Sequence[Call[Any]]) -> None:
         """Do calls in their order, and note in each what it came to."""
         puts: list[Call[Any]] = []
+        size = 0
         for call in calls:
             if isinstance(call.work, PutWrites) or (isinstance(call.work, Put) and call.work.on_conflict is None):
+                size += _size_of(call.work)
+                if puts and size > _MOST_BYTES:
+                    self._put(puts)
+                    puts, size = [], _size_of(call.work)
                 puts.append(call)
                 continue
             self._put(puts)
-            puts = []
+            puts, size = [], 0
             self._do_one(call)
         self._put(puts)
 
@@ -337,9 +364,7 @@ class Writer:
             change_in = partial(_changed, change=change)
             result = self._surely(self._server.transaction, change_in, again=change.is_safe)
         except Exception as exc:
-            error = error_of(exc, self._server)
-            error.__cause__ = exc if error is not exc else None
-            call.error = error
+            call.error = error_of(exc, self._server)
             return
         if isinstance(result, Exception):
             call.error = result
@@ -354,15 +379,26 @@ class Writer:
         do: Callable[[Cursor], Any],
         again: bool = True,
     ) -> Any:
-        """Do something in a transaction; once more, with another connection, if the first one was lost."""
-        try:
-            with use() as cursor:
-                return do(cursor)
-        except Exception as exc:
-            if not again or not is_lost(exc):
-                raise
-        with use() as cursor:
-            return do(cursor)
+        """Do something in a transaction; once more if the connection was lost, or others were in the way.
+
+        What may not be done twice is not done again once its commit was called for.
+        """
+        for number in range(1, _TIMES + 1):
+            is_done = False
+            try:
+                with use() as cursor:
+                    result = do(cursor)
+                    is_done = True
+                return result
+            except Exception as exc:
+                was_lost = is_lost(exc)
+                if number == _TIMES or not (was_lost or is_in_the_way(exc)) or (was_lost and is_done and not again):
+                    raise
+                if was_lost:
+                    if number > 1:
+                        raise
+                    self._server.look_for_lost()
+        raise AssertionError("a loop has ended that does not")
 
     def _put_if_fit(self, cursor: Cursor, work: Put) -> bool:
         if work.is_limited and _rests_on_others(work):
