@@ -79,5 +79,6 @@ def coverage(session: nox.Session) -> None:
     """The tests with branch coverage, all but those that do the same things at many moments."""
     session.install("-e", ".[dev]", "coverage[toml]")
     same = _without("agent_server", "cancellation", "interrupts", "leases", "locks", "machine", "sqlite_faults")
+    same += _without("postgres_interop")
     session.run("coverage", "run", "-m", "pytest", *same, *session.posargs)
     session.run("coverage", "report")

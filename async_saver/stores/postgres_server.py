@@ -11,7 +11,7 @@ from langgraph.checkpoint.postgres.base import MIGRATIONS
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
-from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from async_saver.errors import AsyncSaverError, InvalidValueError, StorageBusyError, StorageError, shown
 
@@ -313,7 +313,7 @@ def _conninfo_of(where: str) -> str:
 
 # Errors.
 
-_BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled, PoolTimeout)
+_BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled, PoolTimeout, TooManyRequests)
 _UNFIT = (
     psycopg.errors.UntranslatableCharacter,
     psycopg.errors.CharacterNotInRepertoire,
@@ -329,7 +329,7 @@ def is_lost(exc: BaseException) -> bool:
     """Tell whether a connection was lost, and another one may do."""
     if not isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError)):
         return False
-    if isinstance(exc, (PoolTimeout, PoolClosed)):
+    if isinstance(exc, (PoolTimeout, PoolClosed, TooManyRequests)):
         return False
     return exc.sqlstate is None or exc.sqlstate[:2] == "08" or exc.sqlstate in ("57P01", "57P02", "57P03")
 
