@@ -108,6 +108,8 @@ class Server:
         except psycopg.Error:
             return "PostgreSQL"
         host, port, database = (parts.get(name) for name in ("host", "port", "dbname"))
+        if "@" in f"{host}{port}{database}":
+            return "PostgreSQL"  # they may be parts of a password that is not escaped
         return f"PostgreSQL at {host or 'localhost'}:{port or 5432}/{database or ''}"
 
     def _new_pool(self) -> "ConnectionPool[Any]":
@@ -145,9 +147,9 @@ class Server:
     def transaction(self) -> "Iterator[Cursor]":
         """Hand out a cursor in a transaction."""
         with self.cursor() as cursor:
+            # So that what is looked at once there is a lock is as it is then.
             is_begun = cursor.connection.autocommit
-            if is_begun:
-                cursor.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            cursor.execute(f"{'BEGIN' if is_begun else 'SET TRANSACTION'} ISOLATION LEVEL READ COMMITTED".encode())
             yield cursor
             if is_begun:
                 cursor.execute("COMMIT")
