@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
@@ -783,18 +783,25 @@ async def test_names_of_schemas_that_the_server_would_cut_short_are_refused(data
     assert rows(database, "SELECT to_regclass(%s) IS NOT NULL", f"{'ö' * 31}.checkpoints") == [(True,)]
 
 
+@pytest.fixture
+def sorted_as_in_a_dictionary() -> Iterator[str]:
+    """A database whose text is not sorted by its bytes."""
+    needed()
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(new_database(icu_locale="en-US"))
+        except psycopg.errors.FeatureNotSupported as exc:
+            pytest.skip(f"this server cannot: {exc}")
+        yield url
+
+
 @on_asyncio
-async def test_ids_of_langgraph_are_in_their_order_whatever_the_collation(database: str) -> None:
-    """The latest is the latest, and lists are newest first, also where text is sorted as in a dictionary."""
+async def test_ids_of_langgraph_are_in_their_order_whatever_the_collation(sorted_as_in_a_dictionary: str) -> None:
+    """The latest is the latest, and lists are newest first, and so are pages of them, in all namespaces."""
     from langgraph.checkpoint.base.id import uuid6
 
-    ((collation,),) = rows(
-        database, "SELECT coalesce(datlocprovider::text, '') FROM pg_database WHERE datname = current_database()"
-    )
-    if collation != "i":
-        pytest.skip("this server has no ICU")
     made = [str(uuid6(clock_seq=number)) for number in range(-1, 40)]
-    async with opened(database) as saver:
+    async with opened(sorted_as_in_a_dictionary) as saver:
         shuffled = random.Random(1).sample(made, len(made))
         async with create_task_group() as tasks:
             for number, one in enumerate(shuffled):
@@ -845,9 +852,9 @@ async def test_what_waits_for_its_turn_sees_what_was_written_before(database: st
         INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
         SELECT thread_id, checkpoint_ns, %s, '0', checkpoint, metadata FROM checkpoints WHERE checkpoint_id = '0'
     """
-    with pool_on(database, kwargs=options) as (pool, _), admin(database) as connection:
-        async with opened(pool) as saver:
-            store = store_of(saver)
+    with pool_on(database, kwargs=options) as (pool, _):
+        async with opened(pool) as saver, AsyncExitStack() as stack:
+            connection, store = stack.enter_context(admin(database)), store_of(saver)
             await store.put("t", "", record("0"), [])
             results: list[Any] = []
 
@@ -1116,12 +1123,17 @@ async def test_calls_that_are_cancelled_at_every_moment(database: str) -> None:
     async with opened(database) as saver:
         for number in range(6):
             await put(saver, "1", {"x": [1]}, thread_id=f"source {number}", run_id="run")
+
+        async def copy_one(source: str, target: str) -> None:
+            with suppress(ThreadExistsError):  # where the put came first
+                await saver.acopy_thread(source, target)
+
         for moment in range(30):
             names = [f"{moment} {number}" for number in range(8)]
             with held_up(database) if moment % 3 == 0 else nullcontext():
                 async with create_task_group() as tasks:
                     for number, name in enumerate(names):
-                        tasks.start_soon(saver.acopy_thread, f"source {number % 6}", name)
+                        tasks.start_soon(copy_one, f"source {number % 6}", name)
                         tasks.start_soon(store_of(saver).delete, [name, f"{moment - 1} {number}", "none"])
                         tasks.start_soon(store_of(saver).keep_latest, names)
                         tasks.start_soon(store_of(saver).delete_for_runs, [f"none {number}"])
@@ -1161,6 +1173,25 @@ async def test_calls_and_closes_at_once(database: str) -> None:
                     await start(tasks, call)
             assert await listed(saver, config(f"{number}")) == ["2", "1"]
         assert {thread_id for thread_id in await contents(saver) if "copy" not in thread_id} == {"24"}
+
+
+def test_calls_and_closes_from_many_loops(database: str) -> None:
+    """A store that one loop closes is used by the others, which see nothing of it."""
+    saver = AsyncSaver(store=PostgresStore(database))
+
+    async def many(name: int) -> None:
+        for number in range(15):
+            async with create_task_group() as tasks:
+                tasks.start_soon(lambda number=number: put(saver, f"{number:02}", thread_id=f"{name}"))
+                tasks.start_soon(close, saver)
+                tasks.start_soon(saver.acount)
+                tasks.start_soon(store_of(saver).delete, [f"none {one}" for one in range(5)])
+                tasks.start_soon(saver.aget_tuple, config(f"{name}"))
+                tasks.start_soon(close, saver)
+        assert len(await listed(saver, config(f"{name}"))) == 15
+
+    together(*[partial(on_loop, number, many, number) for number in range(2 * len(LOOPS))])
+    anyio.run(close, saver)
 
 
 # Two stores, two processes.
