@@ -33,6 +33,7 @@ from async_saver.records import (
     Histories,
     StoredCheckpoint,
     WriteRecord,
+    fits,
     packed,
     text,
     unpacked,
@@ -177,9 +178,9 @@ def _is_json(value: object) -> bool:
     """Tell whether a value comes back from JSON, and from a database that keeps it as such, as it is."""
     cls = type(value)
     if cls is str:
-        return _is_text(cast(str, value))
+        return fits(cast(str, value))
     if cls is dict:
-        return all(type(key) is str and _is_text(key) and _is_json(one) for key, one in cast(Any, value).items())
+        return all(type(key) is str and fits(key) and _is_json(one) for key, one in cast(Any, value).items())
     if cls is list or cls is tuple:  # which comes back as a list from every serde
         return all(map(_is_json, cast(Any, value)))
     if cls is int:
@@ -188,18 +189,6 @@ def _is_json(value: object) -> bool:
         written = repr(value)
         return written[-1].isdigit() and "e+" not in written and (value != 0 or copysign(1, cast(float, value)) > 0)
     return cls in _SCALARS
-
-
-def _is_text(value: str) -> bool:
-    """Tell whether a database can keep it: without NULs and lone surrogates."""
-    if "\0" in value:
-        return False
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
-    return True
 
 
 def _as_json(checkpoint: Mapping[str, object]) -> Blob | None:

@@ -18,6 +18,7 @@ __all__ = [
     "StoredCheckpoint",
     "StoredHistory",
     "WriteRecord",
+    "fits",
     "packed",
     "text",
     "unpacked",
@@ -201,6 +202,18 @@ class Lease:
         self.fence: int = fence
         self.owner: str = owner
         self.since: float = since
+
+
+def fits(value: str) -> bool:
+    """Tell whether a database can keep a text: without NULs and lone surrogates."""
+    if "\0" in value:
+        return False
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+    return True
 
 
 def unpacked(value: object) -> Blob | None:

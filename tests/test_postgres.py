@@ -641,6 +641,22 @@ async def test_ten_processes_begin_at_once(database: str) -> None:
 
 
 @on_asyncio
+@pytest.mark.parametrize("number", [1, 2])
+async def test_tables_that_the_official_saver_makes_meanwhile(database: str, number: int) -> None:
+    """It knows of no lock that keeps the two apart: who comes second goes on from there."""
+    async with opened(database) as saver, create_task_group() as tasks:
+        with admin(database) as connection, connection.transaction():
+            for version, migration in enumerate(MIGRATIONS[:number]):
+                connection.execute(migration.encode())
+                connection.execute("INSERT INTO checkpoint_migrations VALUES (%s)", [version])
+            tasks.start_soon(put, saver, "1")
+            await waiting(database)
+    versions = rows(database, "SELECT v FROM checkpoint_migrations ORDER BY v")
+    assert [version for (version,) in versions] == [*range(len(MIGRATIONS))]
+    assert rows(database, "SELECT checkpoint_id FROM checkpoints") == [("1",)]
+
+
+@on_asyncio
 async def test_tables_of_a_later_release_are_left_alone(database: str) -> None:
     """Every call says so; once they are what is known here, the same store works."""
     async with opened(database) as saver:
@@ -672,7 +688,7 @@ OLD_ROW = {
 
 
 @on_asyncio
-@pytest.mark.parametrize("number", [2, 4, 5, 8, len(MIGRATIONS) - 1])
+@pytest.mark.parametrize("number", [2, 5, len(MIGRATIONS) - 1])
 async def test_tables_of_an_earlier_release_are_brought_up_to_date(database: str, number: int) -> None:
     """In one step, with what is in them."""
     with admin(database) as connection:
@@ -756,7 +772,7 @@ async def test_a_role_without_rights_is_told(database: str, tables: bool) -> Non
                 assert await listed(saver, config()) == (["2", "1"] if tables else ["2"])
 
 
-@pytest.mark.parametrize("schema", ["agents", 'we"ird', "Größe ☃", "a, b", "%s {}", "'; DROP TABLE checkpoints; --"])
+@pytest.mark.parametrize("schema", ["agents", 'Größe "☃"', "a, b", "%s {}'; DROP TABLE checkpoints; --"])
 @on_asyncio
 async def test_a_schema_is_made_and_used(database: str, schema: str) -> None:
     """Whatever its name is; what is in another one is another store's."""
@@ -1049,6 +1065,7 @@ async def _put_version(store: Any, version: Any, name: str = "c") -> None:
     await store.put("bad", "", record("1", (name, version)), [((name, version), ("bytes", b"x"))])
 
 
+@on_asyncio
 @pytest.mark.parametrize("which", BAD)
 async def test_a_bad_call_fails_alone(database: str, which: str) -> None:
     """With its own error; those that are in one transaction with it are stored."""
@@ -1310,7 +1327,7 @@ async def test_what_comes_between_the_steps_of_a_list(database: str) -> None:
 
 
 @on_asyncio
-@pytest.mark.parametrize("taken", [0, 1, 4, 5, 30])
+@pytest.mark.parametrize("taken", [0, 1, 5])
 async def test_a_list_that_is_half_read_holds_nothing(database: str, taken: int) -> None:
     """No transaction is open, between two steps and after them."""
     async with opened(database, pool_size=1) as saver:
@@ -1996,7 +2013,9 @@ async def test_connections_that_end_while_nobody_uses_them(database: str, pool: 
     with ExitStack() as stack:
         where = stack.enter_context(pool_on(database, max_size=4))[0] if pool else database
         async with opened(where) as saver:
-            for call in CALLS.values():
+            for name, call in CALLS.items():
+                if pool and name not in ("put", "get", "copy", "delete several"):
+                    continue
                 await warm(saver)
                 assert len(connections(database)) >= 2
                 rows(database, f"SELECT pg_terminate_backend(pid, 5000) {_OTHERS}")

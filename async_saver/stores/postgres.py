@@ -27,6 +27,7 @@ from async_saver.records import (
     StoredHistory,
     StoreStats,
     WriteRecord,
+    fits,
 )
 from async_saver.retention import EvictionReason, Retention, seconds_of
 from async_saver.stores.base import OnConflict, Store
@@ -37,7 +38,7 @@ try:
 
     import async_saver.stores.postgres_edits as edits
     import async_saver.stores.postgres_limits as limits
-    from async_saver.stores.postgres_reads import Get, Place, delta_history, fits, read, read_page, version_text
+    from async_saver.stores.postgres_reads import Get, Place, delta_history, read, read_page, version_text
     from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost
     from async_saver.stores.postgres_writer import Change, Put, PutWrites, Writer, lock, lock_of
 except ModuleNotFoundError as exc:

@@ -19,6 +19,7 @@ from async_saver.records import (
     StoredCheckpoint,
     StoredHistory,
     WriteRecord,
+    fits,
     unpacked,
 )
 from async_saver.stores.postgres_server import Cursor
@@ -33,7 +34,6 @@ __all__ = [
     "Get",
     "Place",
     "delta_history",
-    "fits",
     "read",
     "read_page",
     "to_json",
@@ -235,18 +235,6 @@ def version_text(version: str | float) -> str:
     if isinstance(version, float):
         return format(Decimal(repr(version)), "f")
     return version if isinstance(version, str) else _encode(version)
-
-
-def fits(value: str) -> bool:
-    """Tell whether a text can be stored."""
-    if "\0" in value:
-        return False
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
-    return True
 
 
 # Listing. In one conversation it is read by namespaces, as the index is.

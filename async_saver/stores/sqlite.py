@@ -28,6 +28,7 @@ from async_saver.records import (
     StoredHistory,
     StoreStats,
     WriteRecord,
+    fits,
 )
 from async_saver.retention import EvictionReason, Retention, seconds_of
 from async_saver.stores.base import OnConflict, Store, exists_error
@@ -406,15 +407,7 @@ class SQLiteStore(Store):
 
 def _are_fit(*ids: str) -> bool:
     """Tell whether ids can be stored."""
-    text = "".join(ids)
-    if "\0" in text:
-        return False
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return False
-    return True
+    return fits("".join(ids))
 
 
 def _look_at(*ids: str) -> None:
