@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ __all__ = ["Cursor", "Server", "error_of", "is_in_the_way", "is_lost"]
 Cursor: TypeAlias = "psycopg.Cursor[tuple[Any, ...]]"
 
 _LATEST = len(MIGRATIONS) - 1
+_TIMES = 20  # that tables are made which somebody else makes as well
 _TABLES = 3  # the version from which on all tables are there
 
 # Ours, beside the official tables. Which run made a checkpoint is in its metadata, but where that is no text. What a
@@ -138,10 +139,21 @@ class Server:
         Raises:
             StorageError: There is none to be had.
         """
-        with self._pool().connection() as connection:
+        with ExitStack() as stack:
+            connection = self._connection(stack)
             if not self._is_ready:
                 self._make_ready(connection)
             yield psycopg.Cursor(connection, row_factory=tuple_row)
+
+    def _connection(self, stack: ExitStack) -> "psycopg.Connection[Any]":
+        """Take a connection until a stack ends; of a new pool if its own is closed meanwhile."""
+        while True:
+            pool = self._pool()
+            try:
+                return stack.enter_context(pool.connection())
+            except PoolClosed:
+                if pool is self._theirs:
+                    raise
 
     @contextmanager
     def transaction(self) -> "Iterator[Cursor]":
@@ -241,8 +253,7 @@ class Server:
                 f"langgraph-checkpoint-postgres knows them up to {_LATEST}; upgrade it, or use another schema"
             )
         try:
-            with connection.transaction():
-                self._make(psycopg.Cursor(connection, row_factory=tuple_row))
+            self._make_at_last(connection)
             self.has_own = True
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as exc:
             if version < _LATEST:
@@ -251,6 +262,17 @@ class Server:
                     f"may not make them: {_first_line(exc)}; call setup() once with a role that may"
                 ) from exc
         self._is_ready = True
+
+    def _make_at_last(self, connection: "psycopg.Connection[Any]") -> None:
+        """Make the tables; again where the official savers, which take no lock, have made some of them meanwhile."""
+        for number in range(1, _TIMES + 1):
+            try:
+                with connection.transaction():
+                    self._make(psycopg.Cursor(connection, row_factory=tuple_row))
+                return
+            except _MADE_MEANWHILE:
+                if number == _TIMES:
+                    raise
 
     def _look(self, cursor: Cursor) -> tuple[int, bool]:
         """Return the version of the official tables, -1 where there are none, and whether ours are there."""
@@ -274,6 +296,13 @@ class Server:
         for statement in _OWN:
             cursor.execute(statement)
 
+
+_MADE_MEANWHILE = (
+    psycopg.errors.UniqueViolation,
+    psycopg.errors.DuplicateTable,
+    psycopg.errors.DuplicateColumn,
+    psycopg.errors.DuplicateObject,
+)
 
 _inherited: "list[ConnectionPool[Any] | None]" = []
 
