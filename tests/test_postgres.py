@@ -1207,8 +1207,10 @@ def test_calls_and_closes_from_many_loops(database: str) -> None:
                 tasks.start_soon(close, saver)
         assert len(await listed(saver, config(f"{name}"))) == 15
 
-    together(*[partial(on_loop, number, many, number) for number in range(2 * len(LOOPS))])
-    anyio.run(close, saver)
+    try:
+        together(*[partial(on_loop, number, many, number) for number in range(2 * len(LOOPS))])
+    finally:
+        anyio.run(close, saver)
 
 
 # Two stores, two processes.
@@ -2018,7 +2020,8 @@ async def test_connections_that_end_while_nobody_uses_them(database: str, pool: 
                     continue
                 await warm(saver)
                 assert len(connections(database)) >= 2
-                rows(database, f"SELECT pg_terminate_backend(pid, 5000) {_OTHERS}")
+                rows(database, f"SELECT pg_terminate_backend(pid) {_OTHERS}")
+                until(lambda: not connections(database), "a connection has not ended")
                 await call(saver)
 
 

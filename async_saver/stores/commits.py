@@ -24,6 +24,7 @@ _T = TypeVar("_T")
 _Soon: TypeAlias = Callable[[Callable[[], object]], object]
 """Has something called on an event loop, from any worker thread."""
 
+_AT_ONCE = 8  # tasks that are woken in one turn of a loop
 _MOST = 1024  # calls in the queue, and in one lot
 
 
@@ -335,9 +336,16 @@ def _wake(waiters: Sequence[_Waiter]) -> None:
         by_loop.setdefault(waiter.soon, []).append(waiter)
     for soon, some in by_loop.items():
         with suppress(RuntimeError):  # the loop is closed
-            soon(partial(_wake_here, some))
+            soon(partial(_wake_here, some, soon))
 
 
-def _wake_here(waiters: Sequence[_Waiter]) -> None:
-    for waiter in waiters:
+def _wake_here(waiters: Sequence[_Waiter], soon: _Soon) -> None:
+    """Wake the first of them, and then the others, so that timers of the loop have their turns between."""
+    for waiter in waiters[:_AT_ONCE]:
         waiter.wake()
+    if left := waiters[_AT_ONCE:]:
+        try:
+            soon(partial(_wake_here, left, soon))
+        except RuntimeError:  # the loop ends, and does for the last time what it was asked to
+            for waiter in left:
+                waiter.wake()

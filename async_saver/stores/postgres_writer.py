@@ -90,12 +90,19 @@ blobs AS (
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO UPDATE SET type = EXCLUDED.type, blob = EXCLUDED.blob
 )
 """
-# What is brought without a value: there may be one of a version that is put again.
+# What is brought without a value: there may be one of a version that is put again. It hardly ever is, and then nothing
+# is begun: the planner, which knows a table from when it was small, might read all of it.
 _DELETE_BLOBS = f"""
+emptied AS MATERIALIZED (
+    SELECT a.* FROM {_arrays("tttt")} a (thread_id, checkpoint_ns, channel, version)
+    WHERE {_LOCKED} AND (
+        SELECT 1 FROM checkpoint_blobs b WHERE b.thread_id = a.thread_id AND b.checkpoint_ns = a.checkpoint_ns
+            AND b.channel = a.channel AND b.version = a.version) IS NOT NULL
+),
 no_blobs AS (
-    DELETE FROM checkpoint_blobs b USING {_arrays("tttt")} a (thread_id, checkpoint_ns, channel, version)
-    WHERE {_LOCKED} AND b.thread_id = a.thread_id AND b.checkpoint_ns = a.checkpoint_ns AND b.channel = a.channel
-        AND b.version = a.version
+    DELETE FROM checkpoint_blobs b USING emptied a
+    WHERE (SELECT count(*) FROM emptied) > 0 AND b.thread_id = a.thread_id AND b.checkpoint_ns = a.checkpoint_ns
+        AND b.channel = a.channel AND b.version = a.version
 )
 """
 _PUT_CHECKPOINTS = f"""
@@ -138,11 +145,16 @@ runs AS (
 )
 """
 _FORGET_RUNS = f"""
-former_runs AS (
-    DELETE FROM async_saver_runs r USING {_arrays("tttti")}
-        a (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-    WHERE r.thread_id = a.thread_id AND r.checkpoint_ns = a.checkpoint_ns AND r.checkpoint_id = a.checkpoint_id
-        AND r.task_id = a.task_id AND r.idx = a.idx
+of_runs AS MATERIALIZED (
+    SELECT a.* FROM {_arrays("tttti")} a (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+    WHERE (
+        SELECT 1 FROM async_saver_runs r WHERE r.thread_id = a.thread_id AND r.checkpoint_ns = a.checkpoint_ns
+            AND r.checkpoint_id = a.checkpoint_id AND r.task_id = a.task_id AND r.idx = a.idx) IS NOT NULL
+),
+no_runs AS (
+    DELETE FROM async_saver_runs r USING of_runs a
+    WHERE (SELECT count(*) FROM of_runs) > 0 AND r.thread_id = a.thread_id AND r.checkpoint_ns = a.checkpoint_ns
+        AND r.checkpoint_id = a.checkpoint_id AND r.task_id = a.task_id AND r.idx = a.idx
 )
 """
 _PUT_THREADS = f"""
@@ -153,10 +165,11 @@ threads AS (
     ON CONFLICT (thread_id) DO UPDATE SET written = DEFAULT, used = EXCLUDED.used
 )
 """
-_THERE = """
-SELECT thread_id, checkpoint_ns, checkpoint_id
-FROM checkpoints JOIN unnest(%b::text[], %b::text[], %b::text[]) a (thread_id, checkpoint_ns, checkpoint_id)
-    USING (thread_id, checkpoint_ns, checkpoint_id)
+_THERE = f"""
+SELECT a.* FROM {_arrays("ttt")} a (thread_id, checkpoint_ns, checkpoint_id)
+WHERE (
+    SELECT 1 FROM checkpoints c WHERE c.thread_id = a.thread_id AND c.checkpoint_ns = a.checkpoint_ns
+        AND c.checkpoint_id = a.checkpoint_id) IS NOT NULL
 """
 _HEAD = f"""
 SELECT c.checkpoint_id, EXISTS (
@@ -395,7 +408,7 @@ class Writer:
         there = {(*work[:2], work.record.checkpoint_id) for call in calls if isinstance(work := call.work, Put)}
         if puts:
             parents = _columns("ttt", [(*work[:2], work.record.parent_id) for work in puts.values()])
-            there.update(cursor.execute(_THERE, parents, prepare=True).fetchall())
+            there.update(cursor.execute(_THERE.encode(), parents, prepare=True).fetchall())
         torn: dict[int, Exception] = {
             number: torn_error(work.thread_id)
             for number, work in puts.items()
@@ -452,7 +465,7 @@ class Writer:
     def _put_if_fit(self, cursor: Cursor, work: Put) -> bool:
         if work.is_limited and _rests_on_others(work):
             place = _columns("ttt", [(*work[:2], work.record.parent_id)])
-            if cursor.execute(_THERE, place, prepare=True).fetchone() is None:
+            if cursor.execute(_THERE.encode(), place, prepare=True).fetchone() is None:
                 raise torn_error(work.thread_id)
         conflict = self._is_in_conflict(cursor, work)
         if not conflict or work.on_conflict == "warn":
