@@ -532,6 +532,27 @@ async def test_an_exhausted_pool_is_waited_for_as_long_as_it_says(database: str)
 
 
 @on_asyncio
+async def test_calls_that_wait_for_a_connection_together_fail_together(database: str) -> None:
+    """So that a hundred of them do not wait for a hundred times as long."""
+    with pool_on(database, max_size=1, timeout=0.3) as (pool, _):
+        async with opened(pool) as saver:
+            await put(saver, "1")
+
+            async def fail(call: Callable[[], Awaitable[Any]]) -> None:
+                with pytest.raises(StorageBusyError):
+                    await call()
+
+            with pool.connection():
+                before = pool.get_stats()["requests_num"]
+                async with create_task_group() as tasks:
+                    for number in range(50):
+                        tasks.start_soon(fail, partial(put, saver, "9", thread_id=f"{number}"))
+                        tasks.start_soon(fail, partial(saver.aget_tuple, config(f"{number}")))
+                assert pool.get_stats()["requests_num"] - before < 10
+            await use(saver)
+
+
+@on_asyncio
 async def test_a_pool_with_too_many_who_wait_says_so(database: str) -> None:
     """As its owner has set a limit."""
     with pool_on(database, max_size=1, max_waiting=1, timeout=1) as (pool, _):
@@ -1764,14 +1785,14 @@ def test_a_store_may_be_collected_by_a_thread_of_its_own(database: str) -> None:
 
     saver = AsyncSaver(store=PostgresStore(database, pool_kwargs={"configure": configure, "timeout": 5}))
     anyio.run(put, saver, "1")
-    server_of = store_of(saver)._engine.server
+    pool = store_of(saver)._engine.server._own
     forgotten.append(saver)
     del saver
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         with suppress(Exception), ExitStack() as stack:
             for _ in range(4):  # which has the pool grow
-                stack.enter_context(server_of.cursor())
+                stack.enter_context(pool.connection())
         until(lambda: not forgotten, "it was not collected")
         until(lambda: workers() <= before, "a thread is left")
     until(lambda: not connections(database), "a connection is left")

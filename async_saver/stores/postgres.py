@@ -39,7 +39,7 @@ try:
     import async_saver.stores.postgres_edits as edits
     import async_saver.stores.postgres_limits as limits
     from async_saver.stores.postgres_reads import Get, Place, delta_history, read, read_page, version_text
-    from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost
+    from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost, is_of_all
     from async_saver.stores.postgres_writer import Change, Put, PutWrites, Writer, lock, lock_of
 except ModuleNotFoundError as exc:
     raise ModuleNotFoundError(
@@ -702,7 +702,7 @@ class _Engine:
         try:
             found = self._look(lambda cursor: read(cursor, [call.work.place for call in calls]))
         except Exception as exc:
-            if len(calls) > 1 and not is_lost(exc):
+            if len(calls) > 1 and not is_of_all(exc):
                 return False
             _fail(calls, exc, self.server)
             return True

@@ -15,7 +15,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 
 from async_saver.errors import AsyncSaverError, InvalidValueError, StorageBusyError, StorageError, shown
 
-__all__ = ["Cursor", "Server", "error_of", "is_in_the_way", "is_lost"]
+__all__ = ["Cursor", "Server", "error_of", "is_in_the_way", "is_lost", "is_of_all"]
 
 Cursor: TypeAlias = "psycopg.Cursor[tuple[Any, ...]]"
 
@@ -363,6 +363,11 @@ def is_lost(exc: BaseException) -> bool:
     if isinstance(exc, (PoolTimeout, PoolClosed, TooManyRequests)):
         return False
     return exc.sqlstate is None or exc.sqlstate[:2] == "08" or exc.sqlstate in ("57P01", "57P02", "57P03")
+
+
+def is_of_all(exc: BaseException) -> bool:
+    """Tell whether an error is not of what was asked for: there is no connection, so each call would come to it."""
+    return is_lost(exc) or isinstance(exc, (AsyncSaverError, PoolTimeout, PoolClosed, TooManyRequests))
 
 
 def is_in_the_way(exc: BaseException) -> bool:

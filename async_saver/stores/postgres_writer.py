@@ -15,7 +15,7 @@ from async_saver.records import EMPTY, JSON, Blob, ChannelVersion, CheckpointRec
 from async_saver.stores.base import OnConflict, torn_error
 from async_saver.stores.commits import Call, fail
 from async_saver.stores.postgres_reads import HIDDEN, OURS, to_json, version_text
-from async_saver.stores.postgres_server import Cursor, Server, error_of, is_in_the_way, is_lost
+from async_saver.stores.postgres_server import Cursor, Server, error_of, is_in_the_way, is_lost, is_of_all
 
 __all__ = ["Change", "Put", "PutWrites", "Writer", "lock", "lock_of"]
 
@@ -389,7 +389,7 @@ class Writer:
                 rows, torn = _rows_of(calls), {}
                 self._surely(self._server.cursor, lambda cursor: rows.write(cursor, self._server.has_own))
         except Exception as exc:
-            if len(calls) == 1 or is_lost(exc):
+            if len(calls) == 1 or is_of_all(exc):
                 fail(calls, error_of(exc, self._server))
                 return
             for call in calls:
