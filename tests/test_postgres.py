@@ -549,7 +549,7 @@ async def test_calls_that_wait_for_a_connection_together_fail_together(database:
                         tasks.start_soon(fail, partial(put, saver, "9", thread_id=f"{number}"))
                         tasks.start_soon(fail, partial(saver.aget_tuple, config(f"{number}")))
                 assert pool.get_stats()["requests_num"] - before < 10
-            await use(saver)
+            assert await saver.aget_tuple(config()) is not None
 
 
 @on_asyncio
