@@ -601,7 +601,7 @@ class _Engine:
 
     async def note_uses(self) -> None:
         """Have it be noted when conversations were read."""
-        while uses := dict(islice(self.touched.copy().items(), limits.MOST)):
+        while uses := self._uses():
             await self.edit(partial(limits.note_uses, uses=uses, lifetime=self.lifetime))
             self._forget_uses(uses)
 
@@ -690,12 +690,14 @@ class _Engine:
 
     def _note_uses(self) -> None:
         """Note uses for other processes; if that fails, it is done next time."""
-        uses = dict(islice(self.touched.copy().items(), limits.MOST))
         with suppress(Exception):
-            if self.server.has_own:
+            while self.server.has_own and (uses := self._uses()):
                 with self.server.transaction() as cursor:
                     limits.note_uses(cursor, uses, self.lifetime)
                 self._forget_uses(uses)
+
+    def _uses(self) -> dict[str, float]:
+        return dict(islice(self.touched.copy().items(), limits.MOST))
 
     def _get(self, calls: "Sequence[Call[Any]]") -> bool:
         """Do gets together; tell whether that is what they come to, or each should be done by itself."""
