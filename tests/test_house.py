@@ -25,6 +25,7 @@ _FLOORS = [
         "stores.limits",
         "stores.postgres_reads",
         "stores.sqlite_reads",
+        "stores.swept",
         "testing",
     },
     {"session", "stores.memory", "stores.postgres_edits", "stores.postgres_writer", "stores.sqlite_edits"},

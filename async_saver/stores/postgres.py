@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import cycle, islice
@@ -29,9 +29,10 @@ from async_saver.records import (
     WriteRecord,
     fits,
 )
-from async_saver.retention import EvictionReason, Retention, seconds_of
-from async_saver.stores.base import OnConflict, Store
+from async_saver.retention import EvictionReason, Retention
+from async_saver.stores.base import OnConflict
 from async_saver.stores.commits import Call, Worker, fail
+from async_saver.stores.swept import Swept, SweptStore
 
 try:
     from psycopg_pool import AsyncConnectionPool, ConnectionPool
@@ -62,7 +63,7 @@ _TOUCH = 5.0  # seconds between two times that reads are noted as use
 _AT_EXIT = 5.0  # seconds that the end of the process waits for the end of the threads
 
 
-class PostgresStore(Store):
+class PostgresStore(SweptStore):
     """Keeps conversations in PostgreSQL, in the tables of langgraph-checkpoint-postgres.
 
     What `AsyncPostgresSaver` or `PostgresSaver` has written is read and goes on here, and the reverse. What this store
@@ -144,11 +145,9 @@ class PostgresStore(Store):
             pool_size = where.max_size
         if schema is not None and not (schema and fits(schema) and len(schema.encode()) <= _LONGEST_NAME):
             raise InvalidValueError(f"schema is a name of at most {_LONGEST_NAME} bytes, not {shown(schema)}")
-        self.retention: Retention | None = None
-        self.untold: Collection[object] = ()
-        self._since = 0.0  # when it was told to keep to limits
         pool_size = pool_size or _POOL_SIZE
         self._engine = _Engine(Server(where, pool_size, schema, pool_kwargs or {}), pool_size)
+        super().__init__(self._engine)
         finalize(self, self._engine.abandon).atexit = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
@@ -276,28 +275,6 @@ class PostgresStore(Store):
 
     # Limits.
 
-    def retain(self, retention: Retention) -> None:
-        """See `Store.retain`. What goes beyond the limits goes in `sweep`."""
-        if self.retention is not None and self.retention != retention:
-            raise InvalidValueError("the store keeps to another Retention already; give it to one saver of the store")
-        if self.retention is None:
-            self.retention = retention
-            self._since = self._now()
-            self._engine.lifetime = None if callable(retention.ttl) else retention.lifetime("")
-            self.untold = self._engine.untold
-
-    def _now(self) -> float:
-        """Return the time by which use is noted: that of the day, as it has to outlive the process."""
-        retention = self.retention
-        clock = time.time if retention is None or retention.clock is time.monotonic else retention.clock
-        return seconds_of(clock())
-
-    def _touch(self, thread_id: str) -> None:
-        """Note that a conversation is read."""
-        retention = self.retention
-        if retention is not None and retention.refresh_on_read:
-            self._engine.touched[thread_id] = self._now()
-
     async def sweep(self) -> int:
         """See `Store.sweep`. At most 250 conversations go in one transaction.
 
@@ -337,9 +314,6 @@ class PostgresStore(Store):
             evicted += len(gone)
         return evicted
 
-    def _tells(self) -> bool:
-        return self.retention is not None and self.retention.on_evict is not None
-
     async def _sweep_large(self, limit: int) -> int:
         evicted = 0
         excess = await self._engine.read(partial(limits.too_large, limit=limit))
@@ -355,15 +329,6 @@ class PostgresStore(Store):
     async def _sweep_old(self, keep: int) -> None:
         for thread_id in await self._engine.read(partial(limits.too_long, keep=keep)):
             await self._engine.trim(thread_id, keep)
-
-    def evictions(self) -> Iterator[tuple[str, EvictionReason]]:
-        """See `Store.evictions`."""
-        while True:
-            try:
-                told = self._engine.untold.popleft()
-            except IndexError:
-                return
-            yield told
 
     async def stats(self) -> StoreStats:
         """See `Store.stats`. Conversations are counted by an index; `bytes` are those that the last sweep counted."""
@@ -509,27 +474,20 @@ class _ThreadIds(AsyncIterator[str]):
 # The threads, and what they do.
 
 
-class _Engine:
+class _Engine(Swept):
     """What a store keeps between its calls. It does not know the store, which may be dropped.
 
     Attributes:
         server: Its connections.
         removals: How many calls have taken something away.
-        touched: When conversations were read that are not noted yet.
-        lifetime: After how many seconds without use all go, if that is the same for all.
-        evictions, untold, bytes, pruned, overruns: What went by limits, and what is there since.
+        bytes: How many a sweep has counted.
     """
 
     def __init__(self, server: "Server", pool_size: int) -> None:
+        super().__init__()
         self.server: Server = server
         self.removals: int = 0
-        self.touched: dict[str, float] = {}
-        self.lifetime: float | None = None
-        self.evictions: dict[EvictionReason, int] = {"ttl": 0, "max_threads": 0, "max_bytes": 0}
-        self.untold: deque[tuple[str, EvictionReason]] = deque()
         self.bytes: int | None = None
-        self.pruned: int = 0
-        self.overruns: int = 0
         self._noted = time.monotonic()
         writer = Writer(server)
         commits = max(pool_size // 2, 1)
@@ -583,9 +541,7 @@ class _Engine:
 
         def committed(gone: "list[str]") -> None:
             self.removals += 1
-            self.evictions[evict.reason] += len(gone)
-            if tells:
-                self.untold.extend((thread_id, evict.reason) for thread_id in gone)
+            self.went(gone, evict.reason, tells)
 
         return cast("list[str]", await self._commits[0].call(Change(evict.do, committed=committed)))
 
@@ -603,12 +559,7 @@ class _Engine:
         """Have it be noted when conversations were read."""
         while uses := self._uses():
             await self.edit(partial(limits.note_uses, uses=uses, lifetime=self.lifetime))
-            self._forget_uses(uses)
-
-    def _forget_uses(self, uses: Mapping[str, float]) -> None:
-        for thread_id, when in uses.items():
-            if self.touched.get(thread_id) == when:
-                self.touched.pop(thread_id, None)
+            self.forget_uses(uses)
 
     async def copy(self, source: str, target: str, used: float) -> None:
         """Have a conversation be copied."""
@@ -694,7 +645,7 @@ class _Engine:
             while self.server.has_own and (uses := self._uses()):
                 with self.server.transaction() as cursor:
                     limits.note_uses(cursor, uses, self.lifetime)
-                self._forget_uses(uses)
+                self.forget_uses(uses)
 
     def _uses(self) -> dict[str, float]:
         return dict(islice(self.touched.copy().items(), limits.MOST))

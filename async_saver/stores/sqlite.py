@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast, get_args
 from weakref import WeakSet, WeakValueDictionary, finalize
@@ -30,8 +30,8 @@ from async_saver.records import (
     WriteRecord,
     fits,
 )
-from async_saver.retention import EvictionReason, Retention, seconds_of
-from async_saver.stores.base import OnConflict, Store, exists_error
+from async_saver.retention import EvictionReason, Retention
+from async_saver.stores.base import OnConflict, exists_error
 from async_saver.stores.commits import Call, Worker
 from async_saver.stores.processes import has_ended, this_process
 from async_saver.stores.sqlite_file import File, Identity, error_of
@@ -46,6 +46,7 @@ from async_saver.stores.sqlite_reads import (
     read_some,
 )
 from async_saver.stores.sqlite_writer import Apart, Put, PutWrites, Writer
+from async_saver.stores.swept import Swept, SweptStore
 
 __all__ = ["SQLiteStore", "Synchronous"]
 
@@ -65,7 +66,7 @@ _FIRST_PAGE, _LARGEST_PAGE = 4, 64  # checkpoints that are read at once, in a li
 _AT_EXIT = 5.0  # seconds that the end of the process waits for the end of a thread
 
 
-class SQLiteStore(Store):
+class SQLiteStore(SweptStore):
     """Keeps conversations in an SQLite file, in WAL mode.
 
     A call that writes returns when its transaction is on disk. Calls that come while one is being written are the
@@ -124,10 +125,8 @@ class SQLiteStore(Store):
         where = None if path is None else os.path.abspath(os.fspath(path))
         if where is not None and "\0" in where:
             raise InvalidValueError(f"a path with a NUL in it names no file: {shown(where)}")
-        self.retention: Retention | None = None
-        self.untold: Collection[object] = ()
-        self._since = 0.0  # when it was told to keep to limits
         self._engine = _Engine(File(where, synchronous, float(timeout)))
+        super().__init__(self._engine)
         finalize(self, self._engine.abandon).atexit = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
@@ -281,28 +280,6 @@ class SQLiteStore(Store):
 
     # Limits.
 
-    def retain(self, retention: Retention) -> None:
-        """See `Store.retain`. What goes beyond the limits goes in `sweep`."""
-        if self.retention is not None and self.retention != retention:
-            raise InvalidValueError("the store keeps to another Retention already; give it to one saver of the store")
-        if self.retention is None:
-            self.retention = retention
-            self._since = self._now()
-            self._engine.lifetime = None if callable(retention.ttl) else retention.lifetime("")
-            self.untold = self._engine.untold
-
-    def _now(self) -> float:
-        """Return the time by which use is noted: that of the day, as it has to outlive the process."""
-        retention = self.retention
-        clock = time.time if retention is None or retention.clock is time.monotonic else retention.clock
-        return seconds_of(clock())
-
-    def _touch(self, thread_id: str) -> None:
-        """Note that a conversation is read."""
-        retention = self.retention
-        if retention is not None and retention.refresh_on_read:
-            self._engine.touched[thread_id] = self._now()
-
     async def sweep(self) -> int:
         """See `Store.sweep`. Pages of the file that have become free are given back to the system."""
         engine, retention = self._engine, self.retention
@@ -329,7 +306,7 @@ class SQLiteStore(Store):
                 await self._engine.write(partial(_set_lifetimes, lifetimes=lifetimes))
         limit = {"now": self._now(), "lifetime": self._engine.lifetime}
         while True:
-            evict = _Evict(self._engine, self._tells(retention), "ttl", limit)
+            evict = _Evict(self._engine, self._tells(), "ttl", limit)
             gone = await self._engine.write(evict)
             evicted += len(gone)
             if len(gone) < _MOST_EVICTED:
@@ -344,7 +321,7 @@ class SQLiteStore(Store):
         for reason, limit in limits:
             exceeded = limit is not None
             while exceeded and limit is not None:
-                evict = _Evict(self._engine, self._tells(retention), reason, {"limit": limit})
+                evict = _Evict(self._engine, self._tells(), reason, {"limit": limit})
                 gone = await self._engine.write(evict)
                 evicted += len(gone)
                 exceeded = bool(gone)
@@ -355,19 +332,6 @@ class SQLiteStore(Store):
     async def _sweep_old(self, keep: int) -> None:
         for thread_id in await self._engine.look(partial(_column, _TOO_LONG, (keep,))):
             self._engine.pruned += await self._engine.write(_Trim(thread_id, keep))
-
-    @staticmethod
-    def _tells(retention: Retention) -> bool:
-        return retention.on_evict is not None
-
-    def evictions(self) -> Iterator[tuple[str, EvictionReason]]:
-        """See `Store.evictions`."""
-        while True:
-            try:
-                told = self._engine.untold.popleft()
-            except IndexError:
-                return
-            yield told
 
     async def stats(self) -> StoreStats:
         """See `Store.stats`: `bytes` are those of the file that are in use, without what an empty one takes."""
@@ -727,9 +691,7 @@ class _Evict:
 
     def committed(self, gone: "list[str]") -> None:
         """Count them, and note that they are to be told of."""
-        self._engine.evictions[self._reason] += len(gone)
-        if self._tells:
-            self._engine.untold.extend((thread_id, self._reason) for thread_id in gone)
+        self._engine.went(gone, self._reason, self._tells)
 
 
 class _Trim(NamedTuple):
@@ -883,26 +845,18 @@ class _Reader:
             raise error_of(exc, self._file) from exc
 
 
-class _Engine:
+class _Engine(Swept):
     """What a store keeps between its calls. It does not know the store, which may be dropped.
 
     Attributes:
         file: The file.
         leases: Those that somebody has, by fence.
-        touched: When conversations were read that are not noted yet.
-        lifetime: After how many seconds without use all go, if that is the same for all.
-        evictions, untold, pruned, overruns: What went by limits.
     """
 
     def __init__(self, file: File) -> None:
+        super().__init__()
         self.file: File = file
         self.leases: WeakValueDictionary[int, _FileLease] = WeakValueDictionary()
-        self.touched: dict[str, float] = {}
-        self.lifetime: float | None = None
-        self.evictions: dict[EvictionReason, int] = {"ttl": 0, "max_threads": 0, "max_bytes": 0}
-        self.untold: deque[tuple[str, EvictionReason]] = deque()
-        self.pruned: int = 0
-        self.overruns: int = 0
         self._writer = Writer(file)
         self._readers = [] if file.path is None else [_Reader(file), _Reader(file)]
         self._sides: tuple[Writer | _Reader, ...] = (self._writer, *self._readers)
@@ -1035,9 +989,7 @@ class _NoteUses:
 
     def committed(self, result: object) -> None:
         """Forget what is noted now."""
-        for thread_id, when in self._uses.items():
-            if self._engine.touched.get(thread_id) == when:
-                self._engine.touched.pop(thread_id, None)
+        self._engine.forget_uses(self._uses)
 
 
 class _Looking:
