@@ -24,6 +24,13 @@ if find_spec("trio"):
 
 _ON_UVLOOP_OVER_A_FILE = ("test_conformance", "test_promises", "test_semantics")
 _ON_UVLOOP_OVER_POSTGRES = ("test_conformance",)
+_ON_TRIO_OVER_POSTGRES = (
+    "test_cancellation",
+    "test_conformance",
+    "test_machine",
+    "test_semantics",
+    "test_store_contract",
+)
 _OVER_POSTGRES = (
     "test_bad_input",
     "test_cancellation",
@@ -46,12 +53,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _is_one_too_many(item: pytest.Item) -> bool:
     """On uvloop over a file or a server, all but what shows whether calls come back there: it is asyncio's.
 
-    Over a server, what there is no time for, or no leases, and so no sessions.
+    Over a server, what there is no time for, or no leases, and so no sessions; on trio, what knows no event loop.
     """
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     module, on_uvloop = item.path.stem, params.get("anyio_backend") == ("asyncio", {"use_uvloop": True})
     if "postgres" in (params.get("new_store"), params.get("kind")):
-        runs_there = module in (_ON_UVLOOP_OVER_POSTGRES if on_uvloop else _OVER_POSTGRES)
+        on_trio = "trio" in (params.get("anyio_backend"), params.get("backend"))
+        others = _ON_TRIO_OVER_POSTGRES if on_trio else _OVER_POSTGRES
+        runs_there = module in (_ON_UVLOOP_OVER_POSTGRES if on_uvloop else others)
         return not runs_there or "session" in item.name
     return on_uvloop and params.get("new_store") == "sqlite" and module not in _ON_UVLOOP_OVER_A_FILE
 

@@ -48,7 +48,7 @@ class Conversation:
         writes = self.writes.get(place, {})
         return (
             place,
-            {channel: [value] for channel, value in values.items() if value is not None},
+            {channel: no_scalar(value) for channel, value in values.items() if value is not None},
             step,
             parent,
             [writes[key] for key in sorted(writes)],
@@ -184,6 +184,11 @@ class Model:
             thread_id: ([one.read(place) for place in one.places()], one.writes)
             for thread_id, one in reversed(self.conversations.items())
         }
+
+
+def no_scalar(value: Any) -> Any:
+    """A value that is kept by itself: a number may be in the checkpoint, and then one that names it has to bring it."""
+    return [value] if isinstance(value, int) else value
 
 
 def plain(found: CheckpointTuple | None) -> tuple[Any, ...] | None:
@@ -401,8 +406,7 @@ class Trial:
         self._called.append(call)
         if call.name == "put":
             thread_id, (ns, checkpoint_id), parent, versions, new, step = args
-            # No plain numbers: where those are kept in the checkpoint itself, one that names them has to bring them.
-            values = {channel: [value] for channel, value in new.items() if value is not None}
+            values = {channel: no_scalar(value) for channel, value in new.items() if value is not None}
             made = checkpoint(checkpoint_id, values, channel_versions=versions)
             where = config(thread_id, parent, ns, run_id=run_of(checkpoint_id))
             await saver.aput(where, made, {"step": step}, {channel: versions[channel] for channel in new})

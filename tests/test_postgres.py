@@ -2029,6 +2029,12 @@ CALLS: dict[str, Callable[[AsyncSaver], Awaitable[Any]]] = {
 }
 
 
+def _have_ended(database: str) -> bool:
+    """Have all connections end, also those that a pool was about to make, and tell whether they have."""
+    rows(database, f"SELECT pg_terminate_backend(pid) {_OTHERS}")
+    return not connections(database)
+
+
 @on_asyncio
 @pytest.mark.parametrize("pool", [False, True], ids=["its own", "the user's"])
 async def test_connections_that_end_while_nobody_uses_them(database: str, pool: bool) -> None:
@@ -2041,8 +2047,7 @@ async def test_connections_that_end_while_nobody_uses_them(database: str, pool: 
                     continue
                 await warm(saver)
                 assert len(connections(database)) >= 2
-                rows(database, f"SELECT pg_terminate_backend(pid) {_OTHERS}")
-                until(lambda: not connections(database), "a connection has not ended")
+                until(partial(_have_ended, database), "a connection has not ended")
                 await call(saver)
 
 

@@ -59,6 +59,7 @@ _MOST_IDX = 2**31
 _LONGEST_NAME = 63
 _MOST_BYTES = 2500  # of ids that are one row's key, as an index takes a row of 2,704
 _FIRST_PAGE, _LARGEST_PAGE = 4, 64  # checkpoints that are read at once, in a list
+_TIMES = 5  # that something is read whose connection was lost
 _TOUCH = 5.0  # seconds between two times that reads are noted as use
 _AT_EXIT = 5.0  # seconds that the end of the process waits for the end of the threads
 
@@ -664,14 +665,15 @@ class _Engine(Swept):
         return True
 
     def _look(self, look: "Callable[[Cursor], _T]") -> _T:
-        """Read something; once more, by another connection, if the first one was lost."""
-        try:
-            with self.server.cursor() as cursor:
-                return look(cursor)
-        except Exception as exc:
-            if not is_lost(exc):
-                raise
-            self.server.look_for_lost()
+        """Read something; again, by another connection, if one was lost."""
+        for _ in range(_TIMES - 1):
+            try:
+                with self.server.cursor() as cursor:
+                    return look(cursor)
+            except Exception as exc:
+                if not is_lost(exc):
+                    raise
+                self.server.look_for_lost()
         with self.server.cursor() as cursor:
             return look(cursor)
 

@@ -21,7 +21,7 @@ __all__ = ["Change", "Put", "PutWrites", "Writer", "lock", "lock_of"]
 
 _LOCKS = 4096
 _MOST_BYTES = 16 * 1024 * 1024  # of values that are one statement, which the server takes up to a gigabyte of
-_TIMES = 5  # that something is tried which others were in the way of
+_TIMES = 5  # that something is tried which others were in the way of, or whose connection was lost
 _SPACE = 1635148146  # of the numbers of advisory locks: "asvr"
 
 _LOCK = f"SELECT pg_advisory_xact_lock({_SPACE}, n) FROM unnest(%b::int[]) n"
@@ -441,7 +441,7 @@ class Writer:
         do: Callable[[Cursor], Any],
         again: bool = True,
     ) -> Any:
-        """Do something in a transaction; once more if the connection was lost, or others were in the way.
+        """Do something in a transaction; again if the connection was lost, or others were in the way.
 
         What may not be done twice is not done again once its commit was called for.
         """
@@ -457,8 +457,6 @@ class Writer:
                 if number == _TIMES or not (was_lost or is_in_the_way(exc)) or (was_lost and is_done and not again):
                     raise
                 if was_lost:
-                    if number > 1:
-                        raise
                     self._server.look_for_lost()
         raise AssertionError("a loop has ended that does not")
 
