@@ -98,6 +98,7 @@ blobs AS (
     DELETE FROM checkpoint_blobs b
     WHERE b.thread_id = %(thread_id)s
         AND (b.checkpoint_ns, b.channel, b.version) NOT IN (SELECT checkpoint_ns, channel, version FROM named)
+        AND ({{freed}})
 ),
 writes AS (
     DELETE FROM checkpoint_writes w
@@ -149,8 +150,16 @@ _OF_RUNS = f"""
 """
 
 
-def _prune(cursor: Cursor, stay: str, writes: str, values: dict[str, Any], has_own: bool) -> int:
-    statement = _PRUNE.replace("{stay}", stay).replace("{writes}", writes)
+# In a namespace that the runs did not touch, nothing is freed: what a later checkpoint is to name may be there.
+_TOUCHED = "b.checkpoint_ns IN (SELECT checkpoint_ns FROM going)"
+_TOUCHED_BY_WRITES = """
+    OR b.checkpoint_ns IN (
+        SELECT checkpoint_ns FROM async_saver_runs WHERE thread_id = %(thread_id)s AND run_id = ANY(%(run_ids)s))
+"""
+
+
+def _prune(cursor: Cursor, stay: str, writes: str, freed: str, values: dict[str, Any], has_own: bool) -> int:
+    statement = _PRUNE.replace("{stay}", stay).replace("{writes}", writes).replace("{freed}", freed)
     row = cursor.execute(statement.encode(), {**values, "tasks": TASKS}, prepare=False).fetchone()
     for tidy in _TIDY if has_own else ():
         cursor.execute(tidy, {"thread_id": values["thread_id"]})
@@ -159,13 +168,13 @@ def _prune(cursor: Cursor, stay: str, writes: str, values: dict[str, Any], has_o
 
 def keep_latest(cursor: Cursor, thread_id: str, has_own: bool, number: int = 1) -> int:
     """Delete all but the newest checkpoints of each namespace; return how many went."""
-    return _prune(cursor, _NEWEST, _OF_OLDER, {"thread_id": thread_id, "number": number}, has_own)
+    return _prune(cursor, _NEWEST, _OF_OLDER, "true", {"thread_id": thread_id, "number": number}, has_own)
 
 
 def without_runs(cursor: Cursor, thread_id: str, run_ids: Sequence[str], has_own: bool) -> None:
     """Delete what runs stored in a conversation."""
-    writes = _OF_RUNS if has_own else _OF_GOING
-    _prune(cursor, _NOT_OF_RUNS, writes, {"thread_id": thread_id, "run_ids": [*run_ids]}, has_own)
+    writes, freed = (_OF_RUNS, _TOUCHED + _TOUCHED_BY_WRITES) if has_own else (_OF_GOING, _TOUCHED)
+    _prune(cursor, _NOT_OF_RUNS, writes, freed, {"thread_id": thread_id, "run_ids": [*run_ids]}, has_own)
 
 
 _THREADS_OF_RUNS = f"""
