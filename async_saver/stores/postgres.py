@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import cycle, islice
@@ -558,7 +558,7 @@ class _Engine(Swept):
 
     async def note_uses(self) -> None:
         """Have it be noted when conversations were read."""
-        while uses := self._uses():
+        for uses in self._uses():
             await self.edit(partial(limits.note_uses, uses=uses, lifetime=self.lifetime))
             self.forget_uses(uses)
 
@@ -583,11 +583,13 @@ class _Engine(Swept):
 
     async def close(self) -> None:
         """Do what is called for, and close the connections."""
-        if self.touched and self.server.has_own:
-            await self.note_uses()
-        for worker in self._workers:
-            await worker.end()
-        self.server.close()
+        try:
+            if self.touched and self.server.has_own:
+                await self.note_uses()
+        finally:
+            for worker in self._workers:
+                await worker.end()
+            self.server.close()
 
     # In the worker threads.
 
@@ -643,13 +645,16 @@ class _Engine(Swept):
     def _note_uses(self) -> None:
         """Note uses for other processes; if that fails, it is done next time."""
         with suppress(Exception):
-            while self.server.has_own and (uses := self._uses()):
+            for uses in self._uses() if self.server.has_own else ():
                 with self.server.transaction() as cursor:
                     limits.note_uses(cursor, uses, self.lifetime)
                 self.forget_uses(uses)
 
-    def _uses(self) -> dict[str, float]:
-        return dict(islice(self.touched.copy().items(), limits.MOST))
+    def _uses(self) -> "Iterator[dict[str, float]]":
+        """Iterate over the uses that there are now, as many at a time as one transaction is about."""
+        uses = iter(self.touched.copy().items())
+        while some := dict(islice(uses, limits.MOST)):
+            yield some
 
     def _get(self, calls: "Sequence[Call[Any]]") -> bool:
         """Do gets together; tell whether that is what they come to, or each should be done by itself."""
