@@ -42,12 +42,12 @@ try:
     from async_saver.stores.postgres_reads import Get, Place, delta_history, read, read_page, version_text
     from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost, is_of_all
     from async_saver.stores.postgres_writer import Change, Put, PutWrites, Writer, lock, lock_of
-except ModuleNotFoundError as exc:
+except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError(
-        f"a PostgresStore needs packages that are not installed ({exc}); run: pip install 'async-saver[postgres]' "
+        f"a PostgresStore needs packages that are not installed ({_missing}); run: pip install 'async-saver[postgres]' "
         "'psycopg[binary]'",
-        name=exc.name,
-    ) from exc
+        name=_missing.name,
+    ) from _missing
 
 __all__ = ["PostgresStore"]
 
