@@ -459,7 +459,7 @@ async def test_p10_reading_a_checkpoint_yields_as_it_goes(saver: AsyncSaver, mon
             clock[0] += 0.002
             return super().loads_typed(data)
 
-    await put(saver, "1", {f"{number}": number for number in range(20)})
+    await put(saver, "1", {f"{number}": [number] for number in range(20)})
     saver.serde = Slow()
     monkeypatch.setattr(pace, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(pace, "_pace", pace._Pace())
