@@ -126,6 +126,11 @@ class _Meeting:
         self._missing = number
         self._over = threading.Event()
 
+    def call_off(self) -> None:
+        """Have nobody wait for the others, unless it has begun."""
+        if self._call.withdraw():
+            self._over.set()
+
     def attend(self, do: Callable[[Sequence[Call[Any]]], None], wait: bool) -> None:
         """Come to it."""
         with guard:
@@ -221,15 +226,15 @@ class Worker:
         waiter = _Waiter()
         call: Call[Any] = Call(work, waiter)
         meeting = _Meeting(call, len(workers))
-        with guard:
-            for worker in workers:
-                worker._queue_up(Call(meeting))
-        for worker in workers:
-            worker._start()
         try:
+            with guard:
+                for worker in workers:
+                    worker._queue_up(Call(meeting))
+            for worker in workers:
+                worker._start()
             await waiter.woken
-        except BaseException:
-            call.withdraw()
+        except BaseException:  # also an interrupt in the midst of it, after which not all may come
+            meeting.call_off()
             raise
         return call.result()
 
