@@ -346,17 +346,17 @@ async def test_there_are_never_more_connections_than_pool_size(database: str, si
 
 @on_asyncio
 async def test_pool_kwargs_are_the_pools(database: str) -> None:
-    """Its own configuration of connections comes after that of the store."""
+    """Also its own configuration of connections."""
     configured: list[Any] = []
 
     def configure(connection: Any) -> None:
-        configured.append(connection.execute("SHOW search_path").fetchone()["search_path"])
+        configured.append(connection.execute("SHOW application_name").fetchone()["application_name"])
 
     more = {"configure": configure, "kwargs": {"application_name": "theirs", "row_factory": dict_row}}
     async with opened(database, schema="agents", pool_kwargs=more) as saver:
         await use(saver)
         assert rows(database, f"SELECT DISTINCT application_name {_OTHERS}") == [("theirs",)]
-    assert {*configured} == {"agents"}
+    assert {*configured} == {"theirs"}
 
 
 # What is secret.

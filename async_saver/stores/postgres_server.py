@@ -1,9 +1,10 @@
 """The PostgreSQL server that a `PostgresStore` uses: its connections, its tables, its errors."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import psycopg
@@ -64,6 +65,42 @@ FROM pg_database WHERE datname = current_database()
 _HAS_SCHEMA = "SELECT to_regnamespace(quote_ident(%s)) FROM pg_database WHERE datname = current_database()"
 _VERSION = "SELECT coalesce(max(v), -1) FROM checkpoint_migrations"
 _ALONE = "SELECT pg_advisory_xact_lock(1635148146, -1)"  # whoever makes tables; conversations have other numbers
+_WHO = "SELECT pg_backend_pid(), current_setting('default_transaction_isolation')"
+_ISOLATION = "read committed"  # else puts of two processes to one conversation would fail each other
+
+# Where a statement names a table, or in a literal a table or a sequence.
+_TABLE = r"(checkpoint(?:s|_blobs|_writes|_migrations)|async_saver_\w+)\b"
+_NAMED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|USING|TABLE|ONLY)(\s+){_TABLE}")
+_QUOTED = re.compile(rf"\b(to_regclass|nextval|setval|currval)\('{_TABLE}'")
+
+
+@lru_cache(512)
+def _qualified(statement: "str | bytes", schema: str, has_values: bool) -> bytes:
+    """Return a statement that finds its tables in a schema, whatever the search path is."""
+    text = statement if isinstance(statement, str) else statement.decode()
+    name = '"' + schema.replace('"', '""') + '"'
+    if has_values:
+        name = name.replace("%", "%%")
+    literal = name.replace("'", "''")
+    text = _NAMED.sub(lambda found: f"{found[1]}{found[2]}{name}.{found[3]}", text)
+    return _QUOTED.sub(lambda found: f"{found[1]}('{literal}.{found[2]}'", text).encode()
+
+
+class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
+    """A cursor that needs nothing of its connection: no search path, and where that may be pooled nothing prepared."""
+
+    def __init__(self, connection: "psycopg.Connection[Any]", schema: str | None, is_pooled: bool) -> None:
+        super().__init__(connection, row_factory=tuple_row)
+        self._tables_in = schema
+        self._is_pooled = is_pooled
+
+    def execute(
+        self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> "_Cursor":
+        """Run a statement, over the tables of the schema."""
+        if self._tables_in is not None and isinstance(query, (str, bytes)):
+            query = _qualified(query, self._tables_in, params is not None)
+        return super().execute(query, params, prepare=False if self._is_pooled else prepare, binary=binary)
 
 
 class Server:
@@ -77,12 +114,17 @@ class Server:
 
     Attributes:
         has_own: Whether there are tables beside the official ones, once they were looked for.
+        is_pooled: Whether there is a pooler in between, such as PgBouncer, once it has connected: then two
+            transactions of a connection may be two connections of the server. Also where the connections are made with
+            `prepare_threshold=None`, as they are for poolers.
     """
 
     def __init__(
         self, where: "str | ConnectionPool[Any]", pool_size: int, schema: str | None, pool_kwargs: Mapping[str, Any]
     ) -> None:
         self.has_own: bool = False
+        self.is_pooled: bool = False
+        self._is_isolated = False  # whether statements by themselves have another isolation than the store's
         self._theirs = where if isinstance(where, ConnectionPool) else None
         self._own: ConnectionPool[Any] | None = None
         self._schema = schema
@@ -123,14 +165,22 @@ class Server:
     def _configure(
         self, theirs: "Callable[[psycopg.Connection[Any]], None] | None", connection: "psycopg.Connection[Any]"
     ) -> None:
-        # Where it was another, puts of two processes to one conversation would fail each other.
-        connection.execute("SET default_transaction_isolation TO 'read committed'")
-        if self._schema is not None:
-            connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self._schema)))
+        if self._look_at(connection) != _ISOLATION and not self.is_pooled:
+            connection.execute(f"SET default_transaction_isolation TO '{_ISOLATION}'".encode())
+            self._is_isolated = False
         if not connection.autocommit:
             connection.commit()
         if theirs is not None:
             theirs(connection)
+
+    def _look_at(self, connection: "psycopg.Connection[Any]") -> str:
+        """Look whether a connection is one to the server itself; return the isolation that its statements have."""
+        pid, isolation = _one(psycopg.Cursor(connection, row_factory=tuple_row).execute(_WHO, prepare=False))
+        # What a pooler says at the start of a connection it has made up: nobody knows yet which the server's will be.
+        if pid != connection.info.backend_pid or connection.prepare_threshold is None:
+            self.is_pooled = True
+        self._is_isolated = isolation != _ISOLATION
+        return str(isolation)
 
     @contextmanager
     def cursor(self) -> "Iterator[Cursor]":
@@ -139,11 +189,25 @@ class Server:
         Raises:
             StorageError: There is none to be had.
         """
+        with self._any_cursor() as cursor, _begun(cursor) if self._is_isolated else nullcontext():
+            yield cursor
+
+    @contextmanager
+    def transaction(self) -> "Iterator[Cursor]":
+        """Hand out a cursor in a transaction."""
+        with self._any_cursor() as cursor, _begun(cursor):
+            yield cursor
+
+    @contextmanager
+    def _any_cursor(self) -> "Iterator[Cursor]":
         with ExitStack() as stack:
             connection = self._connection(stack)
             if not self._is_ready:
                 self._make_ready(connection)
-            yield psycopg.Cursor(connection, row_factory=tuple_row)
+            yield self._cursor_of(connection)
+
+    def _cursor_of(self, connection: "psycopg.Connection[Any]") -> Cursor:
+        return _Cursor(connection, self._schema, self.is_pooled)
 
     def _connection(self, stack: ExitStack) -> "psycopg.Connection[Any]":
         """Take a connection until a stack ends; of a new pool if its own is closed meanwhile."""
@@ -154,17 +218,6 @@ class Server:
             except PoolClosed:
                 if pool is self._theirs:
                     raise
-
-    @contextmanager
-    def transaction(self) -> "Iterator[Cursor]":
-        """Hand out a cursor in a transaction."""
-        with self.cursor() as cursor:
-            # So that what is looked at once there is a lock is as it is then.
-            is_begun = cursor.connection.autocommit
-            cursor.execute(f"{'BEGIN' if is_begun else 'SET TRANSACTION'} ISOLATION LEVEL READ COMMITTED".encode())
-            yield cursor
-            if is_begun:
-                cursor.execute("COMMIT")
 
     def look_for_lost(self) -> None:
         """Have connections that were lost be thrown away, as one was, and the others may be as well."""
@@ -242,8 +295,9 @@ class Server:
                 'have kwargs={"client_encoding": "utf8"}'
             )
         with connection.transaction():
-            cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-            version, self.has_own = self._look(cursor)
+            if self._theirs is not None:
+                self._look_at(connection)
+            version, self.has_own = self._look(self._cursor_of(connection))
             if version == _LATEST and self.has_own:
                 self._is_ready = True
                 return
@@ -268,7 +322,7 @@ class Server:
         for number in range(1, _TIMES + 1):
             try:
                 with connection.transaction():
-                    self._make(psycopg.Cursor(connection, row_factory=tuple_row))
+                    self._make(self._cursor_of(connection))
                 return
             except _MADE_MEANWHILE:
                 if number == _TIMES:
@@ -286,6 +340,8 @@ class Server:
         cursor.execute(_ALONE)
         if self._schema is not None and _one(cursor.execute(_HAS_SCHEMA, (self._schema,)))[0] is None:
             cursor.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(self._schema)))
+        if self._schema is not None:
+            cursor.execute(sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(self._schema)))
         version, has_own = self._look(cursor)
         if version == _LATEST and has_own:
             return  # somebody else has made them meanwhile, and may be using them
@@ -303,6 +359,17 @@ _MADE_MEANWHILE = (
     psycopg.errors.DuplicateColumn,
     psycopg.errors.DuplicateObject,
 )
+
+
+@contextmanager
+def _begun(cursor: Cursor) -> Iterator[None]:
+    """Begin a transaction, and commit it if nothing fails. What is looked at once there is a lock is as it is then."""
+    is_begun = cursor.connection.autocommit
+    cursor.execute(f"{'BEGIN' if is_begun else 'SET TRANSACTION'} ISOLATION LEVEL {_ISOLATION}".encode())
+    yield
+    if is_begun:
+        cursor.execute("COMMIT")
+
 
 _inherited: "list[ConnectionPool[Any] | None]" = []
 
