@@ -9,10 +9,11 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from contextvars import ContextVar
 from datetime import datetime, timezone
+from functools import partial
 from itertools import chain
 from types import TracebackType
 from typing import Literal, TypeAlias, get_args
-from weakref import WeakSet, WeakValueDictionary, finalize
+from weakref import ReferenceType, WeakSet, WeakValueDictionary, finalize, ref
 
 import anyio
 from anyio import CancelScope
@@ -43,7 +44,6 @@ MultitaskStrategy: TypeAlias = Literal["enqueue", "reject", "interrupt", "rollba
 
 _LOOK = 1.0  # seconds after which who comes next in line looks whether the holder is still there
 _LOOK_FAR = 5.0  # and everybody behind it
-_LOOK_ELSEWHERE = 0.1  # seconds between two looks at what another process holds
 
 _ENDS = (GeneratorExit, KeyboardInterrupt, SystemExit)
 """What comes out of a session as it is. (Who closes a coroutine or a generator would not see anything else.)"""
@@ -429,14 +429,17 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         waits = self._timeout
         if self._strategy == "enqueue":
             waits = self._deadline - self._running().now()
-        until = anyio.current_time() + waits
+        elsewhere = _Elsewhere(self._store, self.thread_id, self._strategy, self._timeout, self._name(), waits)
         line = self._queue()
         left, undo = line.left, self._strategy == "rollback"
+        told = partial(_interrupt_from_elsewhere, ref(self))
         while True:
-            lease = await self._store.acquire(self.thread_id, self._name(), instead_of=left, undo=undo)
+            lease = await self._store.acquire(
+                self.thread_id, self._name(), instead_of=left, undo=undo, on_interrupt=told
+            )
             if lease is not None:
                 break
-            left = await self._elsewhere(until)
+            left = await elsewhere.wait()
             # After the look, as what it has seen may be a successor's.
             if line.holder is not self or self._interrupted is not None:
                 raise self._interrupted_error()
@@ -447,17 +450,6 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
                     line.left = None
         if self.lease is not lease:
             await self._store.release(lease)
-
-    async def _elsewhere(self, until: float) -> Lease | None:
-        """Wait a while for a holder that is none of this process's; return its lease if it has had its time."""
-        held = await self._store.lease(self.thread_id)
-        now = anyio.current_time()
-        if held is not None and (self._strategy == "reject" or (self._strategy == "enqueue" and now >= until)):
-            raise _busy_error(self.thread_id, held.since, held.owner, "pass a longer timeout, or another strategy")
-        if held is not None and now >= until:
-            return held
-        await anyio.sleep(min(_LOOK_ELSEWHERE, max(until - now, 0)))
-        return None
 
     def _opened(self) -> None:
         """Let the body begin; what it stores is stored with this session's lease."""
@@ -510,6 +502,12 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         self._interrupted = self._interrupted or how
         if isinstance(self._runner, Task):
             self._runner.soon(self.cancel)
+
+    def interrupt_from_elsewhere(self, by: str) -> None:
+        """Have the body cancelled, as another process asks for that."""
+        with guard:
+            if not self._leaving:
+                self._interrupt(by)
 
     def cancel(self) -> None:
         """Cancel the body, where it runs and if it still does; called by those who interrupt it."""
@@ -613,6 +611,55 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
 
     def _misused(self, how: str) -> SessionError:
         return SessionError(f"a session on thread_id {shown(self.thread_id)} was {how}")
+
+
+def _interrupt_from_elsewhere(session: "ReferenceType[Session]", by: str) -> None:
+    found = session()  # a lease does not keep its session
+    if found is not None:
+        found.interrupt_from_elsewhere(by)
+
+
+class _Elsewhere:
+    """Waits for a conversation that another process holds.
+
+    Args:
+        store, thread_id: Where it is.
+        strategy, timeout: As they are of the session that waits.
+        name: Its own.
+        waits: Seconds for which it waits for its turn, or for a holder to end that it has asked to.
+    """
+
+    def __init__(
+        self, store: Store, thread_id: str, strategy: MultitaskStrategy, timeout: float, name: str, waits: float
+    ) -> None:
+        self._store = store
+        self._thread_id = thread_id
+        self._strategy = strategy
+        self._timeout = timeout
+        self._name = name
+        self._until = anyio.current_time() + waits
+        self._asked: Lease | None = None  # the holder that was asked to end
+
+    async def wait(self) -> Lease | None:
+        """Wait a while; return the lease that may be taken over, if there is one."""
+        held, now = await self._store.lease(self._thread_id), anyio.current_time()
+        is_late = now >= self._until
+        if self._strategy not in ("interrupt", "rollback"):
+            if is_late or (held is not None and self._strategy == "reject"):
+                who = (time.time(), "a session that came before") if held is None else (held.since, held.owner)
+                raise _busy_error(self._thread_id, *who, "pass a longer timeout, or another strategy")
+        elif held is None:
+            # It has ended, or its process has. What it has stored may be undone still.
+            left, self._asked = self._asked, None
+            if left is not None:
+                return left
+        elif self._asked is None or held.fence != self._asked.fence:
+            self._asked, self._until = held, now + self._timeout
+            await self._store.interrupt(held, f"{self._strategy!r} by {self._name}")
+        elif is_late:
+            return held
+        await self._store.wait(self._thread_id, _LOOK if is_late else min(self._until - now, _LOOK))
+        return None
 
 
 def _busy_error(thread_id: str, since: float, name: str, why: str) -> ThreadBusyError:

@@ -1,11 +1,10 @@
-"""The contract between `AsyncSaver` and whatever keeps its checkpoints.
-
-Provisional: it may change in any release before 1.0.
-"""
+"""The contract between `AsyncSaver` and whatever keeps its checkpoints."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
+
+from anyio import sleep
 
 from async_saver.errors import (
     InvalidValueError,
@@ -28,7 +27,9 @@ from async_saver.records import (
 )
 from async_saver.retention import EvictionReason, Retention
 
-__all__ = ["OnConflict", "Store", "exists_error", "lost_error", "torn_error"]
+__all__ = ["OnConflict", "Store", "exists_error", "lease_of", "lost_error", "torn_error"]
+
+_LOOK = 0.1  # seconds between two looks whether a lease is free
 
 OnConflict: TypeAlias = Literal["raise", "warn"]
 """What becomes of a checkpoint that is in conflict with its namespace's latest: with "raise" it is not stored."""
@@ -188,17 +189,26 @@ class Store(ABC):
     # and then there are no sessions on its conversations.
 
     async def acquire(
-        self, thread_id: str, owner: str, *, instead_of: Lease | None = None, undo: bool = False
+        self,
+        thread_id: str,
+        owner: str,
+        *,
+        instead_of: Lease | None = None,
+        undo: bool = False,
+        on_interrupt: Callable[[str], object] | None = None,
     ) -> Lease | None:
         """Take the lease of a conversation; None if another one holds it. A call that is cancelled takes none.
 
         Args:
             thread_id: The conversation; it need not hold anything.
             owner: Who takes it, in words.
-            instead_of: A lease that ends with this step if it is still held.
+            instead_of: A lease that ends with this step if it is still held, or was released after `interrupt` and
+                nobody has taken it since.
             undo: Undo in the same step what was stored with `instead_of` while that was held, in all namespaces: what
                 it added goes, what it replaced or deleted comes back. What others stored meanwhile stays, and what
                 they deleted does not come back.
+            on_interrupt: Is called, from any worker thread, with the name of who asks the lease's holder to end, or has
+                taken its place: where that is another process, as the sessions of one process tell each other.
 
         Raises:
             SessionError: The store has no leases.
@@ -219,6 +229,23 @@ class Store(ABC):
     async def lease(self, thread_id: str) -> Lease | None:
         """Return the lease of a conversation that is held now."""
         return None
+
+    async def interrupt(self, lease: Lease, by: str) -> None:  # noqa: B027  (a store may do without)
+        """Ask the holder of a lease, in another process, to end; who asks is the next to have it.
+
+        A store may do without it. Then a holder learns with its next write that it was replaced.
+
+        Args:
+            lease: What `lease` has returned.
+            by: Who asks, in words.
+        """
+
+    async def wait(self, thread_id: str, seconds: float) -> None:
+        """Wait until the lease of a conversation may be free, for some seconds at most.
+
+        Who calls it again and again, between attempts to `acquire` it, may keep a place in a queue by that.
+        """
+        await sleep(min(_LOOK, seconds))
 
     # Limits. A store may do without them, too.
 
@@ -250,6 +277,11 @@ class Store(ABC):
     async def stats(self) -> StoreStats:
         """Return figures; they must cost the same however much is stored."""
         return StoreStats(await self.count())
+
+
+def lease_of(thread_id: str, leases: Iterable[Lease]) -> Lease | None:
+    """Return the innermost of some leases that is of a conversation."""
+    return next((lease for lease in leases if lease.thread_id == thread_id), None)
 
 
 # What stores raise, in the same words.

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 from async_saver.guard import guard
 from async_saver.locks import current_loop
 
-__all__ = ["Call", "Worker", "fail"]
+__all__ = ["Call", "Waiter", "Worker", "fail", "wake"]
 
 _T = TypeVar("_T")
 
@@ -28,7 +28,7 @@ _AT_ONCE = 8  # tasks that are woken in one turn of a loop
 _MOST = 1024  # calls in the queue, and in one lot
 
 
-class _Waiter:
+class Waiter:
     """What a task waits for, on its own event loop; as an anyio `Event` is, in a fifth of the time.
 
     Attributes:
@@ -71,10 +71,10 @@ class Call(Generic[_T]):
 
     __slots__ = ("_chances", "_result", "error", "waiter", "work")
 
-    def __init__(self, work: Any, waiter: _Waiter | None = None) -> None:
+    def __init__(self, work: Any, waiter: Waiter | None = None) -> None:
         self.work: Any = work
         self.error: BaseException | None = None
-        self.waiter: _Waiter | None = waiter
+        self.waiter: Waiter | None = waiter
         self._result: _T | None = None
         self._chances = [None]  # who takes it, begins the call or withdraws it
 
@@ -148,7 +148,7 @@ class _Meeting:
         finally:
             self._over.set()
             if self._call.waiter is not None:
-                _wake([self._call.waiter])
+                wake([self._call.waiter])
 
 
 class Worker:
@@ -192,7 +192,7 @@ class Worker:
 
         A caller that is cancelled withdraws the call if it has not begun.
         """
-        waiter = _Waiter()
+        waiter = Waiter()
         call: Call[Any] = Call(work, waiter)
         self._add(call)
         try:
@@ -209,7 +209,7 @@ class Worker:
             work: The work.
             otherwise: The something else. Without it, the work is done in any case.
         """
-        waiter = _Waiter()
+        waiter = Waiter()
         call: Call[Any] = Call(work, waiter)
         self._add(call)
         try:
@@ -223,7 +223,7 @@ class Worker:
     @staticmethod
     async def call_together(workers: "Sequence[Worker]", work: Any) -> Any:
         """Have something done by one of several, after all that each of them was called for before."""
-        waiter = _Waiter()
+        waiter = Waiter()
         call: Call[Any] = Call(work, waiter)
         meeting = _Meeting(call, len(workers))
         try:
@@ -299,10 +299,10 @@ class Worker:
             except BaseException as exc:
                 fail((call for call in (*work, *ends) if call.error is None), exc)
             if meeting is not None:
-                _wake([call.waiter for call in work if call.waiter is not None])  # this may take its time
+                wake([call.waiter for call in work if call.waiter is not None])  # this may take its time
                 meeting.attend(self._do, wait=not at_once)
             ended = (bool(ends) or at_once) and self._has_ended()
-            _wake([call.waiter for call in others if call.waiter is not None])
+            wake([call.waiter for call in others if call.waiter is not None])
             if ended:
                 return
             del calls, ends, work, others, meeting  # what they refer to is not to be kept while this waits
@@ -334,9 +334,9 @@ class Worker:
             return self._thread is None
 
 
-def _wake(waiters: Sequence[_Waiter]) -> None:
+def wake(waiters: Sequence[Waiter]) -> None:
     """Wake those who wait, each loop once."""
-    by_loop: dict[_Soon, list[_Waiter]] = {}
+    by_loop: dict[_Soon, list[Waiter]] = {}
     for waiter in waiters:
         by_loop.setdefault(waiter.soon, []).append(waiter)
     for soon, some in by_loop.items():
@@ -344,7 +344,7 @@ def _wake(waiters: Sequence[_Waiter]) -> None:
             soon(partial(_wake_here, some, soon))
 
 
-def _wake_here(waiters: Sequence[_Waiter], soon: _Soon) -> None:
+def _wake_here(waiters: Sequence[Waiter], soon: _Soon) -> None:
     """Wake the first of them, and then the others, so that timers of the loop have their turns between."""
     for waiter in waiters[:_AT_ONCE]:
         waiter.wake()

@@ -1030,7 +1030,13 @@ class MemoryStore(Store):
         )
 
     async def acquire(
-        self, thread_id: str, owner: str, *, instead_of: Lease | None = None, undo: bool = False
+        self,
+        thread_id: str,
+        owner: str,
+        *,
+        instead_of: Lease | None = None,
+        undo: bool = False,
+        on_interrupt: Callable[[str], object] | None = None,
     ) -> Lease | None:
         """See `Store.acquire`."""
         lease: HeldLease | None = None

@@ -30,7 +30,7 @@ from async_saver.records import (
     fits,
 )
 from async_saver.retention import EvictionReason, Retention
-from async_saver.stores.base import OnConflict
+from async_saver.stores.base import OnConflict, lease_of
 from async_saver.stores.commits import Call, Worker, fail
 from async_saver.stores.swept import Swept, SweptStore
 
@@ -39,6 +39,8 @@ try:
 
     import async_saver.stores.postgres_edits as edits
     import async_saver.stores.postgres_limits as limits
+    from async_saver.stores.postgres_keeper import Keeper
+    from async_saver.stores.postgres_leases import Acquire, Release, forget, guarded, held, interrupt, queue_up, renew
     from async_saver.stores.postgres_reads import Get, Place, delta_history, read, read_page, version_text
     from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost, is_of_all
     from async_saver.stores.postgres_writer import Change, Put, PutWrites, Writer, lock, lock_of
@@ -231,7 +233,8 @@ class PostgresStore(SweptStore):
         _look_at_key(record.run_id or "")
         for (channel, version), _ in blobs:
             _look_at_key(thread_id, checkpoint_ns, channel, version_text(version))
-        put = Put(thread_id, checkpoint_ns, record, blobs, on_conflict, self._now(), self.retention is not None)
+        lease, is_limited = lease_of(thread_id, leases), self.retention is not None
+        put = Put(thread_id, checkpoint_ns, record, blobs, lease, on_conflict, self._now(), is_limited)
         conflict: bool = await self._engine.write(thread_id, put)
         return conflict
 
@@ -252,27 +255,79 @@ class PostgresStore(SweptStore):
             _look_at_key(write.run_id or "")
             if not -_MOST_IDX <= write.idx < _MOST_IDX:
                 raise InvalidValueError(f"idx is a number of 32 bits, not {shown(write.idx)}")
-        work = PutWrites(thread_id, checkpoint_ns, checkpoint_id, writes, self._now())
+        lease = lease_of(thread_id, leases)
+        work = PutWrites(thread_id, checkpoint_ns, checkpoint_id, writes, lease, self._now())
         await self._engine.write(thread_id, work)
 
     async def delete(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         """See `Store.delete`."""
-        await self._engine.change(_fit_only(thread_ids), self._engine.delete)
+        await self._engine.change(_fit_only(thread_ids), leases, self._engine.delete)
 
     async def delete_for_runs(self, run_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         """See `Store.delete_for_runs`."""
-        await self._engine.change_all(partial(self._engine.without_runs, run_ids=_fit_only(run_ids)))
+        await self._engine.change_all(partial(self._engine.without_runs, run_ids=_fit_only(run_ids), leases=leases))
 
     async def keep_latest(self, thread_ids: Sequence[str], leases: Sequence[Lease] = ()) -> None:
         """See `Store.keep_latest`."""
-        await self._engine.change(_fit_only(thread_ids), self._engine.keep_latest)
+        await self._engine.change(_fit_only(thread_ids), leases, self._engine.keep_latest)
 
     async def copy(self, source_thread_id: str, target_thread_id: str, leases: Sequence[Lease] = ()) -> None:
         """See `Store.copy`."""
         _look_at_key(target_thread_id)
         if _are_fit(source_thread_id):
             self._touch(source_thread_id)
-            await self._engine.copy(source_thread_id, target_thread_id, self._now())
+            await self._engine.copy(source_thread_id, target_thread_id, leases, self._now())
+
+    # Leases.
+
+    async def acquire(
+        self,
+        thread_id: str,
+        owner: str,
+        *,
+        instead_of: Lease | None = None,
+        undo: bool = False,
+        on_interrupt: Callable[[str], object] | None = None,
+    ) -> Lease | None:
+        """See `Store.acquire`. The store renews a lease by itself, for as long as somebody refers to it.
+
+        Raises:
+            SessionError: The tables for it are missing, and the role may not make them; the message has the statements.
+        """
+        _look_at_key(thread_id)
+        acquire = Acquire(thread_id, _as_text(owner), instead_of, undo, on_interrupt, self._engine.keeper.name)
+        return await self._engine.acquire(acquire)
+
+    async def renew(self, lease: Lease) -> bool:
+        """See `Store.renew`."""
+        renewed: set[int] = await self._engine.of_leases(lease.thread_id, partial(renew, leases=[lease]))
+        return lease.fence in renewed
+
+    async def release(self, lease: Lease, *, delete: bool = False) -> bool:
+        """See `Store.release`."""
+        return await self._engine.release(lease, delete)
+
+    async def lease(self, thread_id: str) -> Lease | None:
+        """See `Store.lease`."""
+        if not _are_fit(thread_id):
+            return None
+        found: Lease | None = await self._engine.of_leases(thread_id, partial(held, thread_id=thread_id))
+        return found
+
+    async def interrupt(self, lease: Lease, by: str) -> None:
+        """See `Store.interrupt`. Who asks waits in front of all others, the last one first."""
+        engine = self._engine
+        ask = partial(interrupt, server=engine.server, lease=lease, by=_as_text(by), place=engine.keeper.name)
+        engine.keeper.place(lease.thread_id)
+        await engine.of_leases(lease.thread_id, ask)
+
+    async def wait(self, thread_id: str, seconds: float) -> None:
+        """See `Store.wait`. Those who wait have their turns in the order in which they came."""
+        engine = self._engine
+        place, is_due = engine.keeper.place(thread_id)
+        if is_due:
+            await engine.of_leases(thread_id, partial(queue_up, thread_id=thread_id, place=engine.keeper.name))
+        await engine.keeper.wait(place, seconds)
 
     # Limits.
 
@@ -286,6 +341,8 @@ class PostgresStore(SweptStore):
         if retention is None:
             return 0
         await engine.note_uses()
+        if engine.server.channel is not None:
+            await engine.edit(forget)
         while await engine.edit(partial(limits.adopt, now=self._now())):
             await keep_pace()
         while await engine.edit(partial(limits.set_right, now=self._now(), since=self._since)):
@@ -295,6 +352,8 @@ class PostgresStore(SweptStore):
             evicted += await self._sweep_unused(retention)
         if retention.max_threads is not None:
             evicted += await self._sweep_by("max_threads", {"limit": retention.max_threads})
+            if await self.count() > retention.max_threads:
+                engine.overruns += 1
         if retention.max_bytes is not None:
             evicted += await self._sweep_large(retention.max_bytes)
         if retention.keep_last is not None:
@@ -311,24 +370,24 @@ class PostgresStore(SweptStore):
 
     async def _sweep_by(self, reason: EvictionReason, values: Mapping[str, Any]) -> int:
         evicted = 0
-        while gone := await self._engine.evict(limits.Evict(reason, values), self._tells()):
+        while gone := await self._engine.evict(reason, values, self._tells()):
             evicted += len(gone)
         return evicted
 
     async def _sweep_large(self, limit: int) -> int:
         evicted = 0
-        excess = await self._engine.read(partial(limits.too_large, limit=limit))
+        excess = await self._engine.read(partial(limits.too_large, limit=limit, server=self._engine.server))
         going = excess.thread_ids
         for start in range(0, len(going), limits.MOST):
             values = {"ids": [*going[start : start + limits.MOST]], "until": excess.until}
-            evicted += len(await self._engine.evict(limits.Evict("max_bytes", values), self._tells()))
+            evicted += len(await self._engine.evict("max_bytes", values, self._tells()))
         self._engine.bytes = int(excess.total - excess.size)
-        if evicted < len(going):
-            self._engine.overruns += 1  # they were used meanwhile
+        if evicted < len(going) or self._engine.bytes > limit:
+            self._engine.overruns += 1  # they were used meanwhile, or sessions are on them
         return evicted
 
     async def _sweep_old(self, keep: int) -> None:
-        for thread_id in await self._engine.read(partial(limits.too_long, keep=keep)):
+        for thread_id in await self._engine.read(partial(limits.too_long, keep=keep, server=self._engine.server)):
             await self._engine.trim(thread_id, keep)
 
     async def stats(self) -> StoreStats:
@@ -360,6 +419,11 @@ def _look_at(*ids: str) -> None:
                 f"{shown(one)} has a NUL or a lone surrogate in it, which PostgreSQL cannot keep in an id or a name; "
                 "leave such characters out"
             )
+
+
+def _as_text(name: str) -> str:
+    """Return a name as the database can keep it."""
+    return name.encode("utf-8", "replace").decode().replace("\0", "?")
 
 
 def _look_at_key(*ids: str) -> None:
@@ -480,6 +544,7 @@ class _Engine(Swept):
 
     Attributes:
         server: Its connections.
+        keeper: Of the leases that this process has.
         removals: How many calls have taken something away.
         bytes: How many a sweep has counted.
     """
@@ -487,6 +552,7 @@ class _Engine(Swept):
     def __init__(self, server: "Server", pool_size: int) -> None:
         super().__init__()
         self.server: Server = server
+        self.keeper: Keeper = Keeper(server)
         self.removals: int = 0
         self.bytes: int | None = None
         self._noted = time.monotonic()
@@ -514,10 +580,11 @@ class _Engine(Swept):
         """Have something of one conversation be written."""
         return await self._of(thread_id).call(work)
 
-    async def change(self, thread_ids: Sequence[str], do: "Callable[..., Any]") -> None:
+    async def change(self, thread_ids: Sequence[str], leases: Sequence[Lease], do: "Callable[..., Any]") -> None:
         """Have conversations be changed in one step, in its turn in each of them."""
         if thread_ids:
-            change = Change(partial(do, thread_ids=thread_ids), thread_ids, committed=self._removed)
+            work = partial(do, thread_ids=thread_ids, leases=leases)
+            change = Change(work, thread_ids, committed=self._removed)
             await self._together({self._of(one) for one in thread_ids}, change)
 
     async def change_all(self, do: "Callable[..., Any]") -> None:
@@ -537,13 +604,14 @@ class _Engine(Swept):
 
         return cast(_T, await self._commits[0].call(Change(edit)))
 
-    async def evict(self, evict: "limits.Evict", tells: bool) -> "list[str]":
+    async def evict(self, reason: EvictionReason, values: Mapping[str, Any], tells: bool) -> "list[str]":
         """Have conversations go that are beyond a limit; they are counted, and told, once they have."""
 
         def committed(gone: "list[str]") -> None:
             self.removals += 1
-            self.went(gone, evict.reason, tells)
+            self.went(gone, reason, tells)
 
+        evict = limits.Evict(reason, values, self.server)
         return cast("list[str]", await self._commits[0].call(Change(evict.do, committed=committed)))
 
     async def trim(self, thread_id: str, keep: int) -> None:
@@ -553,7 +621,7 @@ class _Engine(Swept):
             self.removals += 1
             self.pruned += number
 
-        trim = partial(limits.trim, thread_id=thread_id, keep=keep)
+        trim = partial(limits.trim, thread_id=thread_id, keep=keep, server=self.server)
         await self._of(thread_id).call(Change(trim, [thread_id], committed=committed))
 
     async def note_uses(self) -> None:
@@ -562,9 +630,9 @@ class _Engine(Swept):
             await self.edit(partial(limits.note_uses, uses=uses, lifetime=self.lifetime))
             self.forget_uses(uses)
 
-    async def copy(self, source: str, target: str, used: float) -> None:
+    async def copy(self, source: str, target: str, leases: Sequence[Lease], used: float) -> None:
         """Have a conversation be copied."""
-        do = partial(self._copy, source=source, target=target, used=used)
+        do = partial(self._copy, source=source, target=target, leases=leases, used=used)
         await self._together({self._of(source), self._of(target)}, Change(do, [source, target], is_safe=False))
 
     async def _together(self, workers: "set[Worker]", change: "Change") -> None:
@@ -572,6 +640,30 @@ class _Engine(Swept):
             await workers.pop().call(change)
         else:
             await Worker.call_together([one for one in self._commits if one in workers], change)
+
+    async def of_leases(self, thread_id: str, do: "Callable[[Cursor], _T]") -> _T:
+        """Have something be done with a conversation's lease, by one statement, after all that was called for."""
+        change = Change(partial(self._with_leases, do=do), is_alone=True)
+        return cast(_T, await self._of(thread_id).call(change))
+
+    async def acquire(self, work: "Acquire") -> Lease | None:
+        """Have a lease be given; if the caller is cancelled, it is given back."""
+        is_alone = work.instead_of is None
+        do = partial(self._with_leases, do=work.alone if is_alone else work.in_place)
+        locked = [] if is_alone else [work.thread_id]
+        change = Change(do, locked, is_alone=is_alone, committed=self.keeper.add)
+        back = Change(partial(self._take_back, work=work), committed=self._removed)
+        return cast("Lease | None", await self._of(work.thread_id).call_surely(change, otherwise=back))
+
+    async def release(self, lease: Lease, delete: bool) -> bool:
+        """Have a lease be given back."""
+        work = Release(self.server, lease, delete=delete)
+        locked = [lease.thread_id] if delete else []
+        change = Change(partial(self._with_leases, do=work), locked, is_alone=not delete, committed=self._removed)
+        try:
+            return cast(bool, await self._of(lease.thread_id).call_surely(change))
+        finally:
+            self.keeper.remove(lease)
 
     async def get(self, place: "Place") -> StoredCheckpoint | None:
         """Return a checkpoint."""
@@ -587,34 +679,71 @@ class _Engine(Swept):
             if self.touched and self.server.has_own:
                 await self.note_uses()
         finally:
+            self.keeper.end()
             for worker in self._workers:
                 await worker.end()
             self.server.close()
 
     # In the worker threads.
 
-    def delete(self, cursor: "Cursor", thread_ids: Sequence[str]) -> None:
+    def _with_leases(self, cursor: "Cursor", do: "Callable[[Cursor], _T]") -> _T:
+        if self.server.channel is None:
+            raise self.server.lacks_leases()
+        return do(cursor)
+
+    def _take_back(self, cursor: "Cursor", work: "Acquire") -> None:
+        if work.given is not None:
+            self.keeper.remove(work.given)
+            Release(self.server, work.given, delete=False)(cursor)
+
+    def _guarded(
+        self,
+        cursor: "Cursor",
+        thread_ids: Sequence[str],
+        leases: Sequence[Lease],
+        do: "Callable[[], object]",
+        deletes: bool = False,
+    ) -> Any:
+        if self.server.channel is None:
+            return do()
+        return guarded(cursor, thread_ids, leases, do, deletes)
+
+    def delete(self, cursor: "Cursor", thread_ids: Sequence[str], leases: Sequence[Lease]) -> Exception | None:
         """Delete conversations."""
-        edits.delete(cursor, thread_ids, self.server.has_own)
+        do = partial(edits.delete, cursor, thread_ids, self.server.has_own)
+        return cast("Exception | None", self._guarded(cursor, thread_ids, leases, do, True))
 
-    def keep_latest(self, cursor: "Cursor", thread_ids: Sequence[str]) -> None:
+    def keep_latest(self, cursor: "Cursor", thread_ids: Sequence[str], leases: Sequence[Lease]) -> Exception | None:
         """Delete all but the newest checkpoints."""
-        for thread_id in thread_ids:
-            edits.keep_latest(cursor, thread_id, self.server.has_own)
 
-    def without_runs(self, cursor: "Cursor", run_ids: Sequence[str]) -> None:
+        def do() -> None:
+            for thread_id in thread_ids:
+                edits.keep_latest(cursor, thread_id, self.server.has_own)
+
+        return cast("Exception | None", self._guarded(cursor, thread_ids, leases, do))
+
+    def without_runs(self, cursor: "Cursor", run_ids: Sequence[str], leases: Sequence[Lease]) -> Exception | None:
         """Delete what runs have stored."""
         thread_ids = self.threads_of_runs(cursor, run_ids)
         lock(cursor, thread_ids)
-        for thread_id in thread_ids:
-            edits.without_runs(cursor, thread_id, run_ids, self.server.has_own)
+
+        def do() -> None:
+            for thread_id in thread_ids:
+                edits.without_runs(cursor, thread_id, run_ids, self.server.has_own)
+
+        return cast("Exception | None", self._guarded(cursor, thread_ids, leases, do))
 
     def threads_of_runs(self, cursor: "Cursor", run_ids: Sequence[str]) -> "list[str]":
         """Return the conversations in which runs have stored something."""
         return edits.threads_of_runs(cursor, run_ids, self.server.has_own)
 
-    def _copy(self, cursor: "Cursor", source: str, target: str, used: float) -> Exception | None:
-        return edits.copy(cursor, source, target, used, self.server.has_own)
+    def _copy(
+        self, cursor: "Cursor", source: str, target: str, leases: Sequence[Lease], used: float
+    ) -> Exception | None:
+        refused: list[Exception | None] = []
+        do = partial(edits.copy, cursor, source, target, used, self.server.has_own)
+        lost: Exception | None = self._guarded(cursor, [target], leases, lambda: refused.append(do()))
+        return lost if lost is not None else refused[0]
 
     def ids(self, cursor: "Cursor", left: "list[str] | None") -> "list[str]":
         """Return all conversations, or those of some that are still there."""
@@ -700,11 +829,13 @@ class _Engine(Swept):
 
     def leave(self) -> "list[Thread]":
         """Have the threads end; return those that there are."""
-        return [thread for worker in self._workers if (thread := worker.leave()) is not None]
+        keepers = [self.keeper.leave()]
+        return [thread for thread in (*keepers, *(worker.leave() for worker in self._workers)) if thread is not None]
 
     def forget(self) -> None:
         """Begin anew in a fork, where there are no threads, and the connections are the parent's."""
         self.server.forget()
+        self.keeper.forget()
         for worker in self._workers:
             worker.forget()
 

@@ -9,7 +9,7 @@ from async_saver.stores.base import exists_error
 from async_saver.stores.postgres_reads import DELTA_CHANNELS, HAS_VALUE, HIDDEN, IS_OLD, RUN_ID
 from async_saver.stores.postgres_server import Cursor
 
-__all__ = ["copy", "delete", "keep_latest", "threads_of_runs", "without_runs"]
+__all__ = ["copy", "delete", "keep_latest", "threads_of_runs", "tidy", "without_runs"]
 
 _DELETE = """
 WITH a AS (DELETE FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s)),
@@ -161,9 +161,15 @@ _TOUCHED_BY_WRITES = """
 def _prune(cursor: Cursor, stay: str, writes: str, freed: str, values: dict[str, Any], has_own: bool) -> int:
     statement = _PRUNE.replace("{stay}", stay).replace("{writes}", writes).replace("{freed}", freed)
     row = cursor.execute(statement.encode(), {**values, "tasks": TASKS}, prepare=False).fetchone()
-    for tidy in _TIDY if has_own else ():
-        cursor.execute(tidy, {"thread_id": values["thread_id"]})
+    if has_own:
+        tidy(cursor, values["thread_id"])
     return 0 if row is None else int(row[0])
+
+
+def tidy(cursor: Cursor, thread_id: str) -> None:
+    """Forget what is beside the official tables of that which is in them no more."""
+    for statement in _TIDY:
+        cursor.execute(statement, {"thread_id": thread_id})
 
 
 def keep_latest(cursor: Cursor, thread_id: str, has_own: bool, number: int = 1) -> int:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from async_saver.retention import EvictionReason
 from async_saver.stores.postgres_edits import delete, keep_latest
-from async_saver.stores.postgres_server import Cursor
+from async_saver.stores.postgres_leases import NOT_HELD, held
+from async_saver.stores.postgres_server import Cursor, Server
 from async_saver.stores.postgres_writer import lock
 
 __all__ = [
@@ -107,38 +108,48 @@ def set_lifetimes(cursor: Cursor, lifetimes: Mapping[str, float]) -> None:
 
 _UNUSED = f"%(now)s - t.used > {_LIFETIME} AND {_LIFETIME} >= 0"
 _FIND: Mapping[EvictionReason, str] = {
-    "ttl": f"SELECT t.thread_id FROM async_saver_threads t WHERE {_UNUSED} LIMIT %(most)s",
+    "ttl": f"SELECT t.thread_id FROM async_saver_threads t WHERE {_UNUSED} AND {{not_held}} LIMIT %(most)s",
     "max_threads": """
-        SELECT thread_id FROM async_saver_threads ORDER BY used, written
+        SELECT thread_id FROM async_saver_threads WHERE {not_held} ORDER BY used, written
         LIMIT least(%(most)s, greatest((SELECT count(*) FROM async_saver_threads) - %(limit)s, 0))
     """,
     "max_bytes": "SELECT unnest(%(ids)s::text[])",
 }
 # Once nobody else writes to them, as before it they may have been used.
 _STILL: Mapping[EvictionReason, str] = {
-    "ttl": f"SELECT t.thread_id FROM async_saver_threads t WHERE t.thread_id = ANY(%(ids)s) AND {_UNUSED}",
+    "ttl": f"""
+        SELECT t.thread_id FROM async_saver_threads t WHERE t.thread_id = ANY(%(ids)s) AND {_UNUSED} AND {{not_held}}
+    """,
     "max_threads": """
         SELECT thread_id FROM (
-            SELECT thread_id FROM async_saver_threads ORDER BY used, written
+            SELECT thread_id FROM async_saver_threads WHERE {not_held} ORDER BY used, written
             LIMIT least(%(most)s, greatest((SELECT count(*) FROM async_saver_threads) - %(limit)s, 0))
         ) t WHERE thread_id = ANY(%(ids)s)
     """,
-    "max_bytes": "SELECT thread_id FROM async_saver_threads WHERE thread_id = ANY(%(ids)s) AND used <= %(until)s",
+    "max_bytes": """
+        SELECT thread_id FROM async_saver_threads
+        WHERE thread_id = ANY(%(ids)s) AND used <= %(until)s AND {not_held}
+    """,
 }
 
 
+def _not_held(server: Server) -> str:
+    return "true" if server.channel is None else NOT_HELD
+
+
 class Evict(NamedTuple):
-    """Lets conversations go that are beyond a limit, some at a time."""
+    """Lets conversations go that are beyond a limit, some at a time, but those that sessions are on."""
 
     reason: EvictionReason
     values: Mapping[str, Any]
+    server: Server
 
     def do(self, cursor: Cursor) -> list[str]:
         """Let them go; return which."""
-        values = {"lifetime": None, **self.values, "most": MOST}
-        values["ids"] = _ids(cursor, _FIND[self.reason], values)
+        values, not_held = {"lifetime": None, **self.values, "most": MOST}, _not_held(self.server)
+        values["ids"] = _ids(cursor, _FIND[self.reason].replace("{not_held}", not_held), values)
         lock(cursor, values["ids"])
-        gone = _ids(cursor, _STILL[self.reason], values)
+        gone = _ids(cursor, _STILL[self.reason].replace("{not_held}", not_held), values)
         if gone:
             delete(cursor, gone, has_own=True)
         return gone
@@ -158,7 +169,7 @@ WITH sizes AS MATERIALIZED (SELECT thread_id, sum(size) AS size FROM ({_SIZES}) 
     going AS (
         SELECT thread_id, used, size FROM (
             SELECT thread_id, used, size, sum(size) OVER (ORDER BY used, written, thread_id) - size AS before
-            FROM sizes JOIN async_saver_threads USING (thread_id)
+            FROM sizes JOIN async_saver_threads USING (thread_id) WHERE {{not_held}}
         ) t WHERE before < (SELECT size FROM total) - %(limit)s
     )
 SELECT (SELECT size FROM total)::float8, coalesce((SELECT sum(size) FROM going), 0)::float8,
@@ -175,9 +186,10 @@ class _Excess(NamedTuple):
     thread_ids: Sequence[str]
 
 
-def too_large(cursor: Cursor, limit: int) -> _Excess:
+def too_large(cursor: Cursor, limit: int, server: Server) -> _Excess:
     """Return what was used least recently, as much as has to go for the rest to be within a limit."""
-    row = cursor.execute(_TOO_LARGE.encode(), {"limit": limit}, prepare=False).fetchone()
+    statement = _TOO_LARGE.replace("{not_held}", _not_held(server))
+    row = cursor.execute(statement.encode(), {"limit": limit}, prepare=False).fetchone()
     total, size, until, thread_ids = row or (0.0, 0.0, None, None)
     return _Excess(total, size, until, thread_ids or [])
 
@@ -185,14 +197,17 @@ def too_large(cursor: Cursor, limit: int) -> _Excess:
 _TOO_LONG = """
 SELECT DISTINCT thread_id FROM (
     SELECT thread_id FROM checkpoints GROUP BY thread_id, checkpoint_ns HAVING count(*) > %(keep)s) c
+WHERE {not_held}
 """
 
 
-def too_long(cursor: Cursor, keep: int) -> list[str]:
+def too_long(cursor: Cursor, keep: int, server: Server) -> list[str]:
     """Return the conversations that have more checkpoints in a namespace than are to be kept."""
-    return _ids(cursor, _TOO_LONG, {"keep": keep})
+    return _ids(cursor, _TOO_LONG.replace("{not_held}", _not_held(server)), {"keep": keep})
 
 
-def trim(cursor: Cursor, thread_id: str, keep: int) -> int:
-    """Let go of all but the newest checkpoints of each namespace; return how many went."""
+def trim(cursor: Cursor, thread_id: str, keep: int, server: Server) -> int:
+    """Let go of all but the newest checkpoints of each namespace, unless a session is there; return how many went."""
+    if server.channel is not None and held(cursor, thread_id) is not None:
+        return 0
     return keep_latest(cursor, thread_id, True, keep)

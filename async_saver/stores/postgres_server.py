@@ -14,7 +14,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from async_saver.errors import AsyncSaverError, InvalidValueError, StorageBusyError, StorageError, shown
+from async_saver.errors import (
+    AsyncSaverError,
+    InvalidValueError,
+    SessionError,
+    StorageBusyError,
+    StorageError,
+    shown,
+)
 
 __all__ = ["Cursor", "Server", "error_of", "is_in_the_way", "is_lost", "is_of_all"]
 
@@ -53,13 +60,56 @@ _OWN = (
     WHERE coalesce(checkpoint #>> '{async_saver,run_id}', metadata ->> 'run_id') IS NOT NULL
     """,
 )
+LEASES = (
+    """
+    CREATE TABLE IF NOT EXISTS async_saver_leases (
+        thread_id TEXT PRIMARY KEY,
+        fence BIGINT NOT NULL,
+        held BOOLEAN NOT NULL,
+        owner TEXT NOT NULL,
+        holder TEXT NOT NULL,
+        since TIMESTAMPTZ NOT NULL,
+        until TIMESTAMPTZ NOT NULL,
+        asked TEXT
+    ) WITH (fillfactor = 70)
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS async_saver_waiting (
+        thread_id TEXT NOT NULL,
+        place TEXT NOT NULL,
+        ticket DOUBLE PRECISION NOT NULL,
+        until TIMESTAMPTZ NOT NULL,
+        PRIMARY KEY (thread_id, place)
+    )
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS async_saver_undo (
+        thread_id TEXT NOT NULL,
+        fence BIGINT NOT NULL,
+        kind TEXT NOT NULL,
+        checkpoint_ns TEXT NOT NULL,
+        a TEXT NOT NULL,
+        b TEXT NOT NULL,
+        idx INTEGER NOT NULL,
+        was JSONB,
+        data BYTEA,
+        PRIMARY KEY (thread_id, kind, checkpoint_ns, a, b, idx, fence)
+    )
+    """,
+)
+"""What makes the tables that sessions need."""
+
 # Reads a table, as with that comes what others have made since the transaction began.
 _LOOK = """
 SELECT to_regclass('checkpoint_migrations') IS NOT NULL,
     to_regclass('checkpoints') IS NOT NULL AND to_regclass('checkpoint_blobs') IS NOT NULL
         AND to_regclass('checkpoint_writes') IS NOT NULL,
     to_regclass('async_saver_threads') IS NOT NULL AND to_regclass('async_saver_runs') IS NOT NULL
-        AND to_regclass('async_saver_checkpoints_run_id') IS NOT NULL
+        AND to_regclass('async_saver_checkpoints_run_id') IS NOT NULL,
+    CASE WHEN has_table_privilege(to_regclass('async_saver_waiting'), 'INSERT')
+            AND has_table_privilege(to_regclass('async_saver_undo'), 'INSERT')
+            AND has_table_privilege(to_regclass('async_saver_leases'), 'INSERT')
+        THEN to_regclass('async_saver_leases')::oid END
 FROM pg_database WHERE datname = current_database()
 """
 _HAS_SCHEMA = "SELECT to_regnamespace(quote_ident(%s)) FROM pg_database WHERE datname = current_database()"
@@ -114,6 +164,7 @@ class Server:
 
     Attributes:
         has_own: Whether there are tables beside the official ones, once they were looked for.
+        channel: On which channel those are told who wait for a session, where there are the tables for them.
         is_pooled: Whether there is a pooler in between, such as PgBouncer, once it has connected: then two
             transactions of a connection may be two connections of the server. Also where the connections are made with
             `prepare_threshold=None`, as they are for poolers.
@@ -123,6 +174,7 @@ class Server:
         self, where: "str | ConnectionPool[Any]", pool_size: int, schema: str | None, pool_kwargs: Mapping[str, Any]
     ) -> None:
         self.has_own: bool = False
+        self.channel: str | None = None
         self.is_pooled: bool = False
         self._is_isolated = False  # whether statements by themselves have another isolation than the store's
         self._theirs = where if isinstance(where, ConnectionPool) else None
@@ -244,10 +296,21 @@ class Server:
 
     def _connect_once(self) -> None:
         """Connect before a pool does, which would say only that it took too long."""
-        kwargs = {"connect_timeout": 30, **(self._kwargs.get("kwargs") or {}), "autocommit": True}
-        if "connect_timeout" in conninfo_to_dict(self._conninfo):
+        self._connect().close()
+
+    def _connect(self) -> "psycopg.Connection[Any]":
+        """Return a connection that is not of a pool."""
+        conninfo: Any = self._conninfo if self._theirs is None else self._theirs.conninfo
+        kwargs: Any = self._kwargs.get("kwargs") if self._theirs is None else self._theirs.kwargs
+        conninfo, kwargs = (one() if callable(one) else one for one in (conninfo, kwargs))
+        kwargs = {"connect_timeout": 30, **(kwargs or {}), "autocommit": True}
+        if "connect_timeout" in conninfo_to_dict(conninfo):
             del kwargs["connect_timeout"]
-        psycopg.connect(self._conninfo, **kwargs).close()
+        return psycopg.connect(conninfo, **kwargs)
+
+    def cursor_apart(self) -> Cursor:
+        """Connect, and return a cursor of what is not of the pool; who asks for it closes its connection."""
+        return self._cursor_of(self._connect())
 
     def why_none(self) -> psycopg.Error | None:
         """Return why there is no connection to be had; None if all are in use."""
@@ -283,6 +346,17 @@ class Server:
             "make them; call setup() once with a role that may"
         )
 
+    def lacks_leases(self) -> SessionError:
+        """Return what to raise for what needs the tables of sessions."""
+        schema = "" if self._schema is None else f'"{self._schema}".'
+        statements = "; ".join(" ".join(one.split()) for one in LEASES).replace("async_saver_", f"{schema}async_saver_")
+        tables = ", ".join(f"{schema}async_saver_{name}" for name in ("leases", "waiting", "undo"))
+        return SessionError(
+            f"{self.name()} lacks the tables that sessions need, and this role may not make them, or may not write to "
+            "them; call setup() once with a role that may, or have that run: "
+            f"{statements}; GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO the role"
+        )
+
     def look_again(self) -> None:
         """Have the tables be looked for with the next connection."""
         self._is_ready = False
@@ -298,7 +372,7 @@ class Server:
             if self._theirs is not None:
                 self._look_at(connection)
             version, self.has_own = self._look(self._cursor_of(connection))
-            if version == _LATEST and self.has_own:
+            if version == _LATEST and self.has_own and self.channel is not None:
                 self._is_ready = True
                 return
         if version > _LATEST:
@@ -330,7 +404,8 @@ class Server:
 
     def _look(self, cursor: Cursor) -> tuple[int, bool]:
         """Return the version of the official tables, -1 where there are none, and whether ours are there."""
-        has_versions, has_tables, has_own = _one(cursor.execute(_LOOK))
+        has_versions, has_tables, has_own, leases = _one(cursor.execute(_LOOK))
+        self.channel = None if leases is None else f"async_saver_{leases}"
         version = int(_one(cursor.execute(_VERSION))[0]) if has_versions else -1
         if version >= _TABLES and not has_tables:
             raise StorageError(f"{self.name()} has the table checkpoint_migrations, but not all that it tells of")
@@ -343,14 +418,15 @@ class Server:
         if self._schema is not None:
             cursor.execute(sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(self._schema)))
         version, has_own = self._look(cursor)
-        if version == _LATEST and has_own:
+        if version == _LATEST and has_own and self.channel is not None:
             return  # somebody else has made them meanwhile, and may be using them
         for number in range(version + 1, len(MIGRATIONS)):
             # In a transaction, and so all or none of it; that is not for CONCURRENTLY.
             cursor.execute(MIGRATIONS[number].replace(" CONCURRENTLY", "").encode())
             cursor.execute("INSERT INTO checkpoint_migrations (v) VALUES (%s)", (number,))
-        for statement in _OWN:
+        for statement in (*(() if has_own else _OWN), *LEASES):
             cursor.execute(statement)
+        self._look(cursor)
 
 
 _MADE_MEANWHILE = (

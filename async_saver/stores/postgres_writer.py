@@ -11,9 +11,10 @@ import psycopg
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-from async_saver.records import EMPTY, JSON, Blob, ChannelVersion, CheckpointRecord, WriteRecord, packed
-from async_saver.stores.base import OnConflict, torn_error
+from async_saver.records import EMPTY, JSON, Blob, ChannelVersion, CheckpointRecord, Lease, WriteRecord, packed
+from async_saver.stores.base import OnConflict, lost_error, torn_error
 from async_saver.stores.commits import Call, fail
+from async_saver.stores.postgres_leases import FORMER_BLOBS, FORMER_CHECKPOINTS, FORMER_WRITES, MARKS, note_late
 from async_saver.stores.postgres_reads import HIDDEN, OURS, to_json, version_text
 from async_saver.stores.postgres_server import Cursor, Server, error_of, is_in_the_way, is_lost, is_of_all
 
@@ -29,9 +30,9 @@ _LOCK = f"SELECT pg_advisory_xact_lock({_SPACE}, n) FROM unnest(%b::int[]) n"
 # A lot of puts is one statement, of those of these parts that it has something for. The locks come first, as each part
 # asks for them; what they are to keep apart needs no newer look at the tables than the statement's own. The arrays are
 # sub-selects, so that the planner does not see how long they are, and makes no new plan for each lot.
-_LOCKED = "(SELECT count(*) FROM locked) >= 0"
-_TYPES = {"t": "text", "b": "bytea", "i": "int", "f": "float8"}
-_OIDS = {"t": 25, "b": 17, "i": 23, "f": 701}
+_LOCKED = "(SELECT count(*) FROM locked) > 0"
+_TYPES = {"t": "text", "b": "bytea", "i": "int", "l": "bigint", "f": "float8"}
+_OIDS = {"t": 25, "b": 17, "i": 23, "l": 20, "f": 701}
 
 
 def _arrays(types: str) -> str:
@@ -59,18 +60,16 @@ psycopg.adapters.register_dumper(_Array, _ArrayDumper)
 
 _HEAD_OF_ARRAY = struct.Struct("!iiiii").pack  # dimensions, whether there are NULLs, the type, how many, from where on
 _LENGTH = struct.Struct("!i").pack
-_INT = struct.Struct("!ii").pack
-_FLOAT = struct.Struct("!id").pack
+_NUMBERS = {"i": struct.Struct("!ii").pack, "l": struct.Struct("!iq").pack, "f": struct.Struct("!id").pack}
 _NULL = _LENGTH(-1)
 
 
 def _array(kind: str, values: Collection[Any]) -> _Array:
     """Return values of a type, by its first letter, as an array."""
     parts: list[bytes]
-    if kind == "i":
-        parts = [_INT(4, value) for value in values]
-    elif kind == "f":
-        parts = [_FLOAT(8, value) for value in values]
+    if kind in _NUMBERS:
+        number, size = _NUMBERS[kind], 4 if kind == "i" else 8
+        parts = [number(size, value) for value in values]
     else:
         parts = []
         for value in values:
@@ -83,6 +82,29 @@ def _array(kind: str, values: Collection[Any]) -> _Array:
     return _Array(head + b"".join(parts))
 
 
+# With leases, nothing at all is put if one of them is lost; which, is what the statement returns. To lock their rows
+# shows them as they are now, also where the statement has begun before. Nobody else sees a lease while it is locked.
+_PUT_WITH_LEASES = (
+    f"""
+    taken AS MATERIALIZED ({_LOCK})
+    """,
+    f"""
+    standing AS MATERIALIZED (
+        SELECT a.thread_id, a.own, l.fence, l.held FROM {_arrays("tl")} a (thread_id, own) CROSS JOIN LATERAL (
+            SELECT l.fence, l.held FROM async_saver_leases l
+            WHERE l.thread_id = a.thread_id AND (SELECT count(*) FROM taken) > 0 FOR SHARE OFFSET 0
+        ) l
+    )
+    """,
+    "lost AS MATERIALIZED (SELECT thread_id FROM standing WHERE fence > own)",
+    """
+    locked AS MATERIALIZED (
+        SELECT WHERE (SELECT count(*) FROM taken) > 0 AND (SELECT count(*) FROM lost) = 0
+    )
+    """,
+    f"noting AS MATERIALIZED (SELECT thread_id, fence FROM standing WHERE held AND fence = own AND {_LOCKED})",
+    MARKS,
+)
 _PUT_BLOBS = f"""
 blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
@@ -118,16 +140,23 @@ checkpoints_put AS (
         metadata = EXCLUDED.metadata
 )
 """
-# Those to a checkpoint that was deleted, and is there only for what is rebuilt from it, go nowhere.
+# Writes to a checkpoint that was deleted, and is there only for what is rebuilt from it, go nowhere.
+_HIDDEN = f"""
+hidden AS MATERIALIZED (
+    SELECT a.* FROM {_arrays("ttt")} a (thread_id, checkpoint_ns, checkpoint_id)
+    WHERE (
+        SELECT 1 FROM checkpoints c WHERE c.thread_id = a.thread_id AND c.checkpoint_ns = a.checkpoint_ns
+            AND c.checkpoint_id = a.checkpoint_id AND {HIDDEN}) IS NOT NULL
+)
+"""
 _PUT_WRITES = f"""
 writes AS (
     INSERT INTO checkpoint_writes
         (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
     SELECT * FROM {_arrays("tttttittb")}
         a (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-    WHERE {_LOCKED} AND (
-        SELECT 1 FROM checkpoints c WHERE c.thread_id = a.thread_id AND c.checkpoint_ns = a.checkpoint_ns
-            AND c.checkpoint_id = a.checkpoint_id AND {HIDDEN}) IS NULL
+    WHERE {_LOCKED} AND (a.thread_id, a.checkpoint_ns, a.checkpoint_id) NOT IN (
+        SELECT thread_id, checkpoint_ns, checkpoint_id FROM hidden)
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE SET
         task_path = EXCLUDED.task_path, channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
     WHERE EXCLUDED.idx < 0
@@ -188,6 +217,7 @@ class Put(NamedTuple):
     checkpoint_ns: str
     record: CheckpointRecord
     blobs: Sequence[tuple[ChannelVersion, Blob]]
+    lease: Lease | None
     on_conflict: OnConflict | None
     used: float
     is_limited: bool
@@ -200,6 +230,7 @@ class PutWrites(NamedTuple):
     checkpoint_ns: str
     checkpoint_id: str
     writes: Sequence[WriteRecord]
+    lease: Lease | None
     used: float
 
 
@@ -210,12 +241,14 @@ class Change(NamedTuple):
         do: Does it, and returns what it comes to; an error that it returns is what it comes to, too.
         thread_ids: The conversations that nobody else is to write to meanwhile.
         is_safe: Whether it may be done again, if it is not known whether it was.
+        is_alone: Whether it is one statement, which needs neither a transaction around it nor that nobody else writes.
         committed: Is told what it came to, once that is committed.
     """
 
     do: Callable[[Cursor], Any]
     thread_ids: Sequence[str] = ()
     is_safe: bool = True
+    is_alone: bool = False
     committed: Callable[[Any], None] | None = None
 
 
@@ -246,12 +279,15 @@ class _Rows:
         self.checkpoints: dict[tuple[str, str, str], tuple[str | None, bytes, bytes]] = {}
         self.writes: dict[tuple[str, str, str, str, int], WriteRecord] = {}
         self.threads: dict[str, float] = {}
+        self.leases: dict[str, Lease] = {}
 
     def add(self, work: "Put | PutWrites") -> None:
         """Add what a call puts."""
         thread_id, checkpoint_ns = work.thread_id, work.checkpoint_ns
         self.threads.pop(thread_id, None)  # the last one written to comes last
         self.threads[thread_id] = work.used
+        if work.lease is not None:
+            self.leases[thread_id] = work.lease
         if isinstance(work, PutWrites):
             for write in work.writes:
                 key = (thread_id, checkpoint_ns, work.checkpoint_id, write.task_id, write.idx)
@@ -264,10 +300,19 @@ class _Rows:
         row = (record.parent_id, _checkpoint_of(record), _metadata_of(record.metadata))
         self.checkpoints[thread_id, checkpoint_ns, record.checkpoint_id] = row
 
-    def write(self, cursor: Cursor, has_own: bool) -> None:
-        """Write it all, by one statement."""
+    def write(self, cursor: Cursor, has_own: bool) -> set[tuple[Any, ...]]:
+        """Write it all, by one statement.
+
+        Returns:
+            Where nothing was written, as the checkpoint there was deleted.
+
+        Raises:
+            _Lost: Nothing of it, as the leases of some conversations are lost.
+        """
         parts = [f"locked AS MATERIALIZED ({_LOCK})"]
         columns = [_array("i", _locks(self.threads))]
+        if self.leases:
+            self._add_leases(parts, columns)
         if blobs := [(*key, *blob) for key, blob in self.blobs.items() if blob != EMPTY]:
             parts.append(_PUT_BLOBS)
             columns += _columns("tttttb", blobs)
@@ -278,7 +323,8 @@ class _Rows:
             parts.append(_PUT_CHECKPOINTS)
             columns += _columns("ttttbb", [(*key, *row) for key, row in self.checkpoints.items()])
         if self.writes:
-            parts.append(_PUT_WRITES)
+            parts += (_HIDDEN, _PUT_WRITES)
+            columns += _columns("ttt", [*dict.fromkeys(key[:3] for key in self.writes)])
             rows = [(*key[:4], one.task_path, key[4], one.channel, *one.value) for key, one in self.writes.items()]
             columns += _columns("tttttittb", rows)
             if has_own:
@@ -286,7 +332,32 @@ class _Rows:
         if has_own:
             parts.append(_PUT_THREADS)
             columns += [_array("t", self.threads), _array("f", self.threads.values())]
-        cursor.execute(f"WITH {','.join(parts)} SELECT".encode(), columns, prepare=True)
+        found = []
+        if self.leases:
+            found.append("SELECT thread_id, NULL AS checkpoint_ns, NULL AS checkpoint_id FROM lost")
+        if self.writes:
+            found.append("SELECT thread_id, checkpoint_ns, checkpoint_id FROM hidden")
+        statement = f"WITH {','.join(parts)} {' UNION ALL '.join(found) or 'SELECT'}"
+        cursor.execute(statement.encode(), columns, prepare=True)
+        answer: list[tuple[Any, ...]] = cursor.fetchall() if found else []
+        if lost := [row[0] for row in answer if row[2] is None]:
+            raise _Lost(lost)
+        return {*answer}
+
+    def _add_leases(self, parts: list[str], columns: list[_Array]) -> None:
+        """Have leases be looked at first, and what is replaced with them be noted."""
+        parts[:] = _PUT_WITH_LEASES
+        leases = sorted(self.leases.items())  # as all lock them
+        columns += [_array("t", [one for one, _ in leases]), _array("l", [lease.fence for _, lease in leases])]
+        former: tuple[tuple[str, str, Iterable[tuple[Any, ...]]], ...] = (
+            (FORMER_CHECKPOINTS, "ttt", self.checkpoints),
+            (FORMER_BLOBS, "tttt", self.blobs),
+            (FORMER_WRITES, "tttti", (key for key in self.writes if key[4] < 0)),
+        )
+        for part, types, keys in former:
+            if rows := [key for key in keys if key[0] in self.leases]:
+                parts.append(part.format(rows=_arrays(types)))
+                columns += _columns(types, rows)
 
     def _add_runs(self, parts: list[str], columns: list[_Array]) -> None:
         runs = [(write.run_id, *key) for key, write in self.writes.items() if write.run_id is not None]
@@ -296,6 +367,14 @@ class _Rows:
         if others := [key for key, write in self.writes.items() if key[4] < 0 and write.run_id is None]:
             parts.append(_FORGET_RUNS)
             columns += _columns("tttti", others)
+
+
+class _Lost(Exception):
+    """The leases of some conversations are lost."""
+
+    def __init__(self, thread_ids: Collection[str]) -> None:
+        super().__init__()
+        self.thread_ids: Collection[str] = thread_ids
 
 
 def _columns(types: str, rows: Sequence[Sequence[Any]]) -> list[_Array]:
@@ -365,17 +444,21 @@ class Writer:
         """Do calls in their order, and note in each what it came to."""
         puts: list[Call[Any]] = []
         size = 0
+        fences: dict[str, int | None] = {}
         for call in calls:
-            if isinstance(call.work, PutWrites) or (isinstance(call.work, Put) and call.work.on_conflict is None):
-                size += _size_of(call.work)
-                if puts and size > _MOST_BYTES:
-                    self._put(puts)
-                    puts, size = [], _size_of(call.work)
+            work = call.work
+            is_put = isinstance(work, PutWrites) or (isinstance(work, Put) and work.on_conflict is None)
+            fence = work.lease.fence if is_put and work.lease is not None else None
+            size += _size_of(work) if is_put else 0
+            # To each conversation a transaction writes with one lease, or none.
+            if puts and (not is_put or size > _MOST_BYTES or fences.get(work.thread_id, fence) != fence):
+                self._put(puts)
+                puts, size, fences = [], _size_of(work) if is_put else 0, {}
+            if is_put:
                 puts.append(call)
-                continue
-            self._put(puts)
-            puts, size = [], 0
-            self._do_one(call)
+                fences[work.thread_id] = fence
+            else:
+                self._do_one(call)
         self._put(puts)
 
     def _put(self, calls: Sequence[Call[Any]]) -> None:
@@ -387,7 +470,11 @@ class Writer:
                 torn = self._surely(self._server.transaction, partial(self._put_whole, calls=calls))
             else:
                 rows, torn = _rows_of(calls), {}
-                self._surely(self._server.cursor, lambda cursor: rows.write(cursor, self._server.has_own))
+                if late := self._surely(self._server.cursor, lambda cursor: rows.write(cursor, self._server.has_own)):
+                    self._surely(self._server.transaction, partial(self._put_late, calls=calls, places=late))
+        except _Lost as lost:
+            self._put([call for call in calls if not _refused(call, lost)])
+            return
         except Exception as exc:
             if len(calls) == 1 or is_of_all(exc):
                 fail(calls, error_of(exc, self._server))
@@ -414,8 +501,19 @@ class Writer:
             for number, work in puts.items()
             if (*work[:2], work.record.parent_id) not in there
         }
-        _rows_of([call for number, call in enumerate(calls) if number not in torn]).write(cursor, self._server.has_own)
+        put = [call for number, call in enumerate(calls) if number not in torn]
+        if late := _rows_of(put).write(cursor, self._server.has_own):
+            self._put_late(cursor, put, late)
         return torn
+
+    def _put_late(self, cursor: Cursor, calls: Sequence[Call[Any]], places: Collection[tuple[Any, ...]]) -> None:
+        """Put writes to checkpoints that were deleted: they are there when a session is undone that has done it."""
+        late = [call for call in calls if isinstance(call.work, PutWrites) and call.work[:3] in places]
+        lock(cursor, {call.work.thread_id for call in late})
+        if self._server.channel is not None:
+            for call in late:
+                note_late(cursor, *call.work[:5])
+        _rows_of(late).write(cursor, self._server.has_own)  # if it has been undone just now
 
     def _do_one(self, call: Call[Any]) -> None:
         work = call.work
@@ -423,8 +521,14 @@ class Writer:
             Change(lambda cursor: self._put_if_fit(cursor, work), [work.thread_id]) if isinstance(work, Put) else work
         )
         try:
-            change_in = partial(_changed, change=change)
-            result = self._surely(self._server.transaction, change_in, again=change.is_safe)
+            if change.is_alone:
+                result = self._surely(self._server.cursor, change.do)
+            else:
+                change_in = partial(_changed, change=change)
+                result = self._surely(self._server.transaction, change_in, again=change.is_safe)
+        except _Lost:
+            call.error = lost_error(work.lease)
+            return
         except Exception as exc:
             call.error = error_of(exc, self._server)
             return
@@ -480,6 +584,15 @@ class Writer:
             return False
         head, has_parent = row
         return head not in (own_id, parent_id) and (parent_id is None or has_parent)
+
+
+def _refused(call: Call[Any], lost: _Lost) -> bool:
+    """Have a call fail whose lease is one that is lost; tell whether it is."""
+    lease: Lease | None = call.work.lease
+    is_lost = lease is not None and lease.thread_id in lost.thread_ids
+    if lease is not None and is_lost:
+        call.error = lost_error(lease)
+    return is_lost
 
 
 def _changed(cursor: Cursor, change: Change) -> Any:

@@ -250,7 +250,13 @@ class SQLiteStore(SweptStore):
     # Leases.
 
     async def acquire(
-        self, thread_id: str, owner: str, *, instead_of: Lease | None = None, undo: bool = False
+        self,
+        thread_id: str,
+        owner: str,
+        *,
+        instead_of: Lease | None = None,
+        undo: bool = False,
+        on_interrupt: Callable[[str], object] | None = None,
     ) -> Lease | None:
         """See `Store.acquire`."""
         _look_at(thread_id)

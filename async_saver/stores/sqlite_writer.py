@@ -24,13 +24,13 @@ from async_saver.records import (
     StoredCheckpoint,
     WriteRecord,
 )
-from async_saver.stores.base import OnConflict, lost_error, torn_error
+from async_saver.stores.base import OnConflict, lease_of, lost_error, torn_error
 from async_saver.stores.chains import BESIDE, LEAST, Chain, grown
 from async_saver.stores.commits import Call, fail
 from async_saver.stores.sqlite_file import File, Identity, error_of
 from async_saver.stores.sqlite_reads import Get, chains_of, facts_of, packed, read, version_text
 
-__all__ = ["Apart", "Put", "PutWrites", "Work", "Writer", "lease_of"]
+__all__ = ["Apart", "Put", "PutWrites", "Work", "Writer"]
 
 _SPACES = 10_000  # namespaces of which the writer knows by heart what it needs to write to them
 _MOMENT = 0.02  # seconds in which the conversation that was written to last is not noted again as that
@@ -761,11 +761,6 @@ def _is_plain(work: object) -> bool:
 
 def _is_merged(work: object) -> bool:
     return isinstance(work, (Put, PutWrites, Get))
-
-
-def lease_of(thread_id: str, leases: Iterable[Lease]) -> Lease | None:
-    """Return the innermost of some leases that is of a conversation."""
-    return next((lease for lease in leases if lease.thread_id == thread_id), None)
 
 
 Work = Callable[[Writer], Any]

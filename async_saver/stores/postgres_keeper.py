@@ -1,0 +1,271 @@
+"""What keeps the leases of one process in PostgreSQL, in a worker thread that waits for no event loop."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from selectors import EVENT_READ, DefaultSelector
+from socket import socket, socketpair
+from typing import TypeVar
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+import psycopg
+from anyio import move_on_after
+
+from async_saver.errors import AsyncSaverError
+from async_saver.guard import guard
+from async_saver.records import Lease
+from async_saver.stores.commits import Waiter, wake
+from async_saver.stores.postgres_leases import HeldLease, Release, asked, forget, renew
+from async_saver.stores.postgres_server import Cursor, Server
+
+__all__ = ["Keeper"]
+
+_T = TypeVar("_T")
+
+_RENEW = 10.0  # seconds between two times that leases are renewed
+_LOOK = 1.0  # and that the server is asked what it may not have told
+_LOOK_UNTOLD = 0.2  # and where it tells nothing
+_PLACE_LASTS = 3.0  # seconds after which a place in a queue is given up that nobody waits in
+_REFRESH = 1.0  # seconds after which a place is asked for again
+_IDLE = 10.0  # seconds after which the thread ends that has nothing to keep
+_FORGET = 3600.0  # seconds between two times that old leases are forgotten
+
+
+class _Place:
+    """A place in the queue of a conversation.
+
+    Attributes:
+        asked: When it was last asked for.
+        used: When somebody last waited in it.
+        is_free: Whether the conversation may be free.
+        waiter: Who waits in it now.
+    """
+
+    __slots__ = ("asked", "is_free", "used", "waiter")
+
+    def __init__(self) -> None:
+        self.asked = self.used = time.monotonic()
+        self.is_free = True  # it may have become so before there was the place
+        self.waiter: Waiter | None = None
+
+
+class Keeper:
+    """Renews the leases that somebody in this process has, and hears of those who end theirs or want these.
+
+    It has a connection of its own, so that it waits for none: while there are leases, or somebody waits for one. Where
+    that cannot be had it uses those of the store. The guard protects what callers and the thread share.
+
+    Args:
+        server: Where they are.
+
+    Attributes:
+        leases: Those that somebody has, by fence.
+        name: Under which this process waits.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew without the thread, and without leases: in a fork they are the parent's."""
+        _inherited.append(getattr(self, "_cursor", None))
+        self.leases: WeakValueDictionary[int, HeldLease] = WeakValueDictionary()
+        self.name: str = uuid4().hex
+        self._given: dict[int, Lease] = {}  # what leases were, also those that were dropped
+        self._places: dict[str, _Place] = {}
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._ends = False
+        self._rope: socket | None = None  # wakes the thread
+        self._cursor: Cursor | None = None
+        self._hears = False  # whether the server tells what happens
+        self._is_asked = False  # whether somebody may have asked for a lease
+        self._connects = self._renews = self._looks = self._forgets = 0.0  # when to do so next
+
+    # For callers.
+
+    def add(self, lease: "HeldLease | None") -> None:
+        """Keep a lease, for as long as somebody refers to it."""
+        if lease is not None:
+            with guard:
+                self.leases[lease.fence] = lease
+                self._given[lease.fence] = Lease(lease.thread_id, lease.fence, lease.owner, lease.since)
+                self._places.pop(lease.thread_id, None)
+            self._start()
+
+    def remove(self, lease: Lease) -> None:
+        """Keep a lease no longer."""
+        with guard:
+            self._given.pop(lease.fence, None)
+            self.leases.pop(lease.fence, None)
+
+    def place(self, thread_id: str) -> "tuple[_Place, bool]":
+        """Return this process's place in a conversation's queue; tell whether it is to be asked for, or again."""
+        now = time.monotonic()
+        with guard:
+            place = self._places.get(thread_id)
+            is_due = place is None or now >= place.asked + _REFRESH
+            if place is None:
+                place = self._places[thread_id] = _Place()
+            place.used = now
+            if is_due:
+                place.asked = now
+        self._start()
+        return place, is_due
+
+    async def wait(self, place: "_Place", seconds: float) -> None:
+        """Wait in a place until the conversation may be free, for some seconds at most."""
+        with guard:
+            waiter = None if place.is_free else Waiter()
+            place.waiter, place.is_free = waiter, False
+        if waiter is not None:
+            with move_on_after(min(seconds, _LOOK if self._hears else _LOOK_UNTOLD)):
+                await waiter.woken
+
+    def leave(self) -> threading.Thread | None:
+        """Have the thread end, from anywhere, without waiting for it; return it if there is one."""
+        with self._starting:
+            thread, self._ends = self._thread, self._thread is not None
+            if self._rope is not None:
+                with suppress(OSError):
+                    self._rope.send(b"!")
+        return thread
+
+    def end(self) -> None:
+        """Have the thread end; return when it has, or goes on as there is more to keep."""
+        thread = self.leave()
+        while thread is not None and thread.is_alive() and (self._ends or self._thread is not thread):
+            thread.join(_LOOK)
+
+    def _start(self) -> None:
+        if self._thread is not None and not self._ends:
+            return
+        with self._starting, suppress(RuntimeError):  # the interpreter ends, and starts no more threads
+            self._ends = False
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="async_saver PostgreSQL leases", daemon=True)
+                self._thread = thread
+                try:
+                    thread.start()
+                except BaseException:
+                    self._thread = None
+                    raise
+
+    # In the worker thread.
+
+    def _run(self) -> None:
+        bell, rope = socketpair()
+        rope.setblocking(False)
+        with bell, rope, DefaultSelector() as selector:
+            selector.register(bell, EVENT_READ)
+            self._rope = rope
+            until = time.monotonic() + _IDLE
+            while not self._has_ended(until):
+                try:
+                    self._keep()
+                except (psycopg.Error, AsyncSaverError):
+                    self._disconnect()  # and again, by the next one
+                if self._given or self._places:
+                    until = time.monotonic() + _IDLE
+                self._rest(selector, bell)
+        self._disconnect()
+
+    def _has_ended(self, until: float) -> bool:
+        """Be no longer there, if that is wanted or there was nothing to do for long."""
+        with self._starting:
+            if not self._ends and (time.monotonic() < until or self._given or self._places):
+                return False
+            thread, self._thread = self._thread, None
+            if not self._ends and (self._given or self._places):
+                self._thread = thread  # who has added something has seen that it is there
+                return False
+            self._rope = None
+            return True
+
+    def _rest(self, selector: DefaultSelector, bell: socket) -> None:
+        """Wait until something happens, or is to be done."""
+        seconds = _LOOK if self._hears or not self.leases else _LOOK_UNTOLD
+        connection = None if self._cursor is None else self._cursor.connection
+        if connection is not None:
+            selector.register(connection.fileno(), EVENT_READ)
+        try:
+            found = selector.select(seconds)
+        finally:
+            if connection is not None:
+                selector.unregister(connection.fileno())
+        if any(key.fileobj is not bell for key, _ in found):
+            self._looks = 0.0  # a statement hears what it has to say
+
+    def _keep(self) -> None:
+        now = time.monotonic()
+        if self._cursor is None and now >= self._connects:
+            self._connects = now + _LOOK
+            self._connect()
+        with guard:
+            leases = [*self.leases.values()]
+            dropped = [one for fence, one in self._given.items() if fence not in self.leases]
+            for thread_id in [one for one, place in self._places.items() if now > place.used + _PLACE_LASTS]:
+                del self._places[thread_id]
+        for lease in dropped:
+            self._use(Release(self._server, lease, delete=False))
+            self.remove(lease)
+        if now >= self._renews:
+            held = self._use(partial(renew, leases=leases)) if leases else set()
+            self._renews = now + _RENEW
+            for lease in leases:
+                if lease.fence not in held:
+                    self._tell(lease, "another one, which has taken its place")
+        if now >= self._looks:
+            by = self._use(partial(asked, leases=leases))
+            self._looks = now + (_RENEW if self._hears else _LOOK)
+            for lease in leases:
+                if lease.fence in by:
+                    self._tell(lease, by[lease.fence])
+        if now >= self._forgets:
+            if self._forgets:
+                self._use(forget)
+            self._forgets = now + _FORGET
+
+    def _tell(self, lease: "HeldLease", by: str) -> None:
+        """Tell the holder of a lease, once, that it is to end."""
+        told, lease.on_interrupt = lease.on_interrupt, None
+        if told is not None:
+            told(by)
+
+    def _use(self, do: "Callable[[Cursor], _T]") -> _T:
+        if self._cursor is not None:
+            return do(self._cursor)
+        with self._server.cursor() as cursor:
+            return do(cursor)
+
+    def _connect(self) -> None:
+        self._cursor = cursor = self._server.cursor_apart()
+        if not self._server.is_pooled and self._server.channel is not None:
+            cursor.connection.add_notify_handler(self._hear)
+            cursor.execute(f"LISTEN {self._server.channel}".encode())
+            self._hears = True
+
+    def _hear(self, notify: psycopg.Notify) -> None:
+        kind, what = notify.payload[:1], notify.payload[1:]
+        if kind != "f":
+            return  # somebody asks for a lease, which the statement tells that hears it
+        with guard:
+            place = self._places.get(what)
+            if place is None:
+                return
+            place.is_free, waiter = True, place.waiter
+        if waiter is not None:
+            wake([waiter])
+
+    def _disconnect(self) -> None:
+        cursor, self._cursor, self._hears = self._cursor, None, False
+        if cursor is not None:
+            with suppress(psycopg.Error):
+                cursor.connection.close()
+
+
+_inherited: list[object] = []  # cursors whose connections are the parent's: to collect them may end those
