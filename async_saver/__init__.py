@@ -17,6 +17,7 @@ from async_saver.errors import (
     ThreadBusyError,
     ThreadEvictedError,
     ThreadExistsError,
+    TransferError,
 )
 from async_saver.records import Stats
 from async_saver.retention import EvictionReason, Retention
@@ -25,6 +26,7 @@ from async_saver.serde import FastJsonPlusSerializer
 from async_saver.session import MultitaskStrategy, Session
 from async_saver.stores.base import Store
 from async_saver.stores.memory import MemoryStore
+from async_saver.transfer import CopyProgress, CopySummary, acopy_saver
 
 InMemorySaver = AsyncSaver
 MemorySaver = AsyncSaver
@@ -34,6 +36,8 @@ __all__ = [
     "AsyncSaverError",
     "ConfigError",
     "ConflictError",
+    "CopyProgress",
+    "CopySummary",
     "DeserializationError",
     "EvictionReason",
     "FastJsonPlusSerializer",
@@ -57,6 +61,8 @@ __all__ = [
     "ThreadBusyError",
     "ThreadEvictedError",
     "ThreadExistsError",
+    "TransferError",
+    "acopy_saver",
 ]
 
 __version__ = "0.1.0"

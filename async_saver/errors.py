@@ -21,6 +21,7 @@ __all__ = [
     "ThreadBusyError",
     "ThreadEvictedError",
     "ThreadExistsError",
+    "TransferError",
     "shown",
 ]
 
@@ -67,6 +68,10 @@ class DeserializationError(AsyncSaverError, ValueError):
 
 class ThreadExistsError(AsyncSaverError, ValueError):
     """The target of a copy already holds a conversation."""
+
+
+class TransferError(AsyncSaverError, RuntimeError):
+    """A conversation could not be copied to another saver, or is not there what it was."""
 
 
 class PortalError(AsyncSaverError, RuntimeError):

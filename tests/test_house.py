@@ -32,7 +32,7 @@ _FLOORS = [
     {"compat", "stores.postgres_limits", "stores.sqlite_writer"},
     {"stores.postgres", "stores.sqlite"},
     {"saver"},
-    {"otel"},
+    {"otel", "transfer"},
     {"__init__"},
 ]
 
