@@ -6,6 +6,7 @@ loop would wait for itself.
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -67,14 +68,16 @@ class Call(Generic[_T]):
         work: What is to be done; the store knows what it means.
         error: What it came to, if not to a result.
         waiter: Who waits for it.
+        since: When it was made, by the monotonic clock.
     """
 
-    __slots__ = ("_chances", "_result", "error", "waiter", "work")
+    __slots__ = ("_chances", "_result", "error", "since", "waiter", "work")
 
     def __init__(self, work: Any, waiter: Waiter | None = None) -> None:
         self.work: Any = work
         self.error: BaseException | None = None
         self.waiter: Waiter | None = waiter
+        self.since: float = time.monotonic()
         self._result: _T | None = None
         self._chances = [None]  # who takes it, begins the call or withdraws it
 

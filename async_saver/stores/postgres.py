@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from threading import Thread
 from typing import Any, NoReturn, TypeVar, cast
 from weakref import WeakSet, finalize
@@ -42,7 +42,7 @@ try:
     from async_saver.stores.postgres_keeper import Keeper
     from async_saver.stores.postgres_leases import Acquire, Release, forget, guarded, held, interrupt, queue_up, renew
     from async_saver.stores.postgres_reads import Get, Place, delta_history, read, read_page, version_text
-    from async_saver.stores.postgres_server import Cursor, Server, error_of, is_lost, is_of_all
+    from async_saver.stores.postgres_server import Cursor, Server, error_of, is_of_all
     from async_saver.stores.postgres_writer import Change, Put, PutWrites, Writer, lock, lock_of
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError(
@@ -61,7 +61,7 @@ _MOST_IDX = 2**31
 _LONGEST_NAME = 63
 _MOST_BYTES = 2500  # of ids that are one row's key, as an index takes a row of 2,704
 _FIRST_PAGE, _LARGEST_PAGE = 4, 64  # checkpoints that are read at once, in a list
-_TIMES = 5  # that something is read whose connection was lost
+_MOMENT = 0.1  # seconds that what may be done later waits for a connection
 _TOUCH = 5.0  # seconds between two times that reads are noted as use
 _AT_EXIT = 5.0  # seconds that the end of the process waits for the end of the threads
 
@@ -761,7 +761,7 @@ class _Engine(Swept):
         for call in calls:
             if not isinstance(call.work, Get):
                 try:
-                    call.end(self._look(call.work))
+                    call.end(self._look(call.work, call.since))
                 except Exception as exc:
                     _fail([call], exc, self.server)
         if self.touched and time.monotonic() >= self._noted + _TOUCH:
@@ -775,7 +775,7 @@ class _Engine(Swept):
         """Note uses for other processes; if that fails, it is done next time."""
         with suppress(Exception):
             for uses in self._uses() if self.server.has_own else ():
-                with self.server.transaction() as cursor:
+                with self.server.transaction(time.monotonic() + _MOMENT) as cursor:
                     limits.note_uses(cursor, uses, self.lifetime)
                 self.forget_uses(uses)
 
@@ -788,7 +788,7 @@ class _Engine(Swept):
     def _get(self, calls: "Sequence[Call[Any]]") -> bool:
         """Do gets together; tell whether that is what they come to, or each should be done by itself."""
         try:
-            found = self._look(lambda cursor: read(cursor, [call.work.place for call in calls]))
+            found = self._look(lambda cursor: read(cursor, [call.work.place for call in calls]), calls[0].since)
         except Exception as exc:
             if len(calls) > 1 and not is_of_all(exc):
                 return False
@@ -798,18 +798,17 @@ class _Engine(Swept):
             call.end(result)
         return True
 
-    def _look(self, look: "Callable[[Cursor], _T]") -> _T:
+    def _look(self, look: "Callable[[Cursor], _T]", since: float) -> _T:
         """Read something; again, by another connection, if one was lost."""
-        for _ in range(_TIMES - 1):
+        until = self.server.until(since)
+        for number in count(1):
             try:
-                with self.server.cursor() as cursor:
+                with self.server.cursor(until) as cursor:
                     return look(cursor)
             except Exception as exc:
-                if not is_lost(exc):
+                if not self.server.is_worth_another(exc, until, number):
                     raise
-                self.server.look_for_lost()
-        with self.server.cursor() as cursor:
-            return look(cursor)
+        raise AssertionError("a loop has ended that does not")
 
     # The ends of stores and processes.
 

@@ -2,9 +2,12 @@
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache, partial
+from random import uniform
 from typing import Any, TypeAlias
 
 import psycopg
@@ -22,13 +25,22 @@ from async_saver.errors import (
     StorageError,
     shown,
 )
+from async_saver.stores.postgres_patience import UnansweredError, be_impatient, be_patient, has_ended
 
-__all__ = ["Cursor", "Server", "error_of", "is_in_the_way", "is_lost", "is_of_all"]
+__all__ = ["Cursor", "Server", "error_of", "is_busy", "is_lost", "is_of_all"]
 
 Cursor: TypeAlias = "psycopg.Cursor[tuple[Any, ...]]"
 
 _LATEST = len(MIGRATIONS) - 1
 _TIMES = 20  # that tables are made which somebody else makes as well
+_TIMEOUT = 30.0  # seconds that a call waits for a connection, as a pool has it if it is not told otherwise
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 2.0  # seconds after which a pool is asked again
+_LAST_WAIT = 1.0  # seconds that a call has which has waited in a queue for so long that it should be over
+_STILL = 2.0  # seconds for which the answer is taken to be the same
+_WHY = 5  # seconds to find out why there is no connection
+_AT_ONCE = 0.001  # seconds; a pool gives nothing for 0
+_RECONNECT = 0.5  # seconds that a pool tries to connect by itself; then it does when it is asked
+_NETWORK = {"connect_timeout": 10}
 _TABLES = 3  # the version from which on all tables are there
 
 # Ours, beside the official tables. Which run made a checkpoint is in its metadata, but where that is no text. What a
@@ -185,6 +197,8 @@ class Server:
         self._is_ready = False
         self._is_forked = False
         self._lock = threading.Lock()
+        self._trial: Future[None] | None = None
+        self._why: tuple[float, psycopg.Error] | None = None  # there was no connection to be had lately, and when
         self._conninfo = "" if isinstance(where, ConnectionPool) else _conninfo_of(where)
         if self._theirs is None:
             self._look_at_kwargs()
@@ -209,8 +223,10 @@ class Server:
 
     def _new_pool(self) -> "ConnectionPool[Any]":
         kwargs: dict[str, Any] = {"min_size": 1, "max_size": self._size, "num_workers": 1, "name": "async_saver"}
+        if "reconnect_failed" not in self._kwargs:
+            kwargs["reconnect_timeout"] = _RECONNECT  # else it would pause for longer and longer
         kwargs.update(self._kwargs)
-        kwargs["kwargs"] = {"autocommit": True, **(kwargs.get("kwargs") or {})}
+        kwargs["kwargs"] = {"autocommit": True, **_with_network(self._conninfo, kwargs.get("kwargs"))}
         kwargs["configure"] = partial(self._configure, kwargs.get("configure"))
         return ConnectionPool(self._conninfo, open=False, **kwargs)
 
@@ -235,25 +251,28 @@ class Server:
         return str(isolation)
 
     @contextmanager
-    def cursor(self) -> "Iterator[Cursor]":
+    def cursor(self, until: float | None = None) -> "Iterator[Cursor]":
         """Hand out a cursor of a connection: a transaction, if the connection does not commit by itself.
+
+        Args:
+            until: When to give up waiting for a connection, by the monotonic clock.
 
         Raises:
             StorageError: There is none to be had.
         """
-        with self._any_cursor() as cursor, _begun(cursor) if self._is_isolated else nullcontext():
+        with self._any_cursor(until) as cursor, _begun(cursor) if self._is_isolated else nullcontext():
             yield cursor
 
     @contextmanager
-    def transaction(self) -> "Iterator[Cursor]":
-        """Hand out a cursor in a transaction."""
-        with self._any_cursor() as cursor, _begun(cursor):
+    def transaction(self, until: float | None = None) -> "Iterator[Cursor]":
+        """Hand out a cursor in a transaction; see `cursor`."""
+        with self._any_cursor(until) as cursor, _begun(cursor):
             yield cursor
 
     @contextmanager
-    def _any_cursor(self) -> "Iterator[Cursor]":
+    def _any_cursor(self, until: float | None) -> "Iterator[Cursor]":
         with ExitStack() as stack:
-            connection = self._connection(stack)
+            connection = self._connection(stack, until)
             if not self._is_ready:
                 self._make_ready(connection)
             yield self._cursor_of(connection)
@@ -261,20 +280,65 @@ class Server:
     def _cursor_of(self, connection: "psycopg.Connection[Any]") -> Cursor:
         return _Cursor(connection, self._schema, self.is_pooled)
 
-    def _connection(self, stack: ExitStack) -> "psycopg.Connection[Any]":
+    def _connection(self, stack: ExitStack, until: float | None) -> "psycopg.Connection[Any]":
         """Take a connection until a stack ends; of a new pool if its own is closed meanwhile."""
+        began, seconds = time.monotonic(), _FIRST_WAIT
+        until = began + self.timeout() if until is None else until
         while True:
             pool = self._pool()
+            left = until - time.monotonic()
             try:
-                return stack.enter_context(pool.connection())
+                connection: psycopg.Connection[Any] = pool.getconn(
+                    max(left if pool is self._theirs else min(left, seconds), _AT_ONCE)
+                )
             except PoolClosed:
                 if pool is self._theirs:
                     raise
+                continue
+            except PoolTimeout:
+                # To ask again has a pool that has given up connect again.
+                seconds = min(2 * seconds, _LONGEST_WAIT)
+                if time.monotonic() < until:
+                    continue
+                raise PoolTimeout(f"no connection after {time.monotonic() - began:.1f} s") from None
+            if not has_ended(connection):
+                break
+            connection.pgconn.finish()
+            pool.putconn(connection)  # which makes another in its place
+        stack.callback(pool.putconn, connection)
+        stack.callback(be_impatient, connection)
+        be_patient(connection)
+        stack.enter_context(connection)
+        return connection
 
-    def look_for_lost(self) -> None:
-        """Have connections that were lost be thrown away, as one was, and the others may be as well."""
-        with suppress(psycopg.Error):
-            self._pool().check()
+    def timeout(self) -> float:
+        """Return for how many seconds a call waits for a connection."""
+        return float(self._theirs.timeout if self._theirs is not None else self._kwargs.get("timeout", _TIMEOUT))
+
+    def until(self, since: float) -> float:
+        """Return until when to try what a call asks for that was made at a time."""
+        until, now = since + self.timeout(), time.monotonic()
+        if self._why is not None and now < self._why[0] + _STILL:
+            return until  # those who have waited long enough fail together
+        return max(until, now + min(_LAST_WAIT, self.timeout()))
+
+    def is_worth_another(self, exc: BaseException, until: float, number: int) -> bool:
+        """Tell, after a pause, whether to try again what has come to an error now, for so many times.
+
+        What is asked for has to be such as may be done again.
+        """
+        is_first = number == 1
+        if not (is_lost(exc) or is_in_the_way(exc) or (is_first and is_read_only(exc))):
+            return False
+        pause = 0.0 if is_first and not is_in_the_way(exc) else uniform(0.5, 1) * min(0.02 * 2**number, 1.0)
+        if time.monotonic() + pause >= until:
+            return False
+        if isinstance(exc, UnansweredError) or is_read_only(exc):
+            # The other connections may be no better.
+            pool = self._pool()
+            getattr(pool, "drain", pool.check)()  # psycopg_pool 3.2 has no drain
+        time.sleep(pause)
+        return True
 
     def _pool(self) -> "ConnectionPool[Any]":
         if self._theirs is not None:
@@ -284,42 +348,64 @@ class Server:
                     "and a store in each process"
                 )
             return self._theirs
+        while True:
+            with self._lock:
+                if self._own is not None:
+                    return self._own
+                is_first = self._trial is None
+                trial = self._trial = self._trial or Future()
+            if is_first:
+                self._try_out(trial)
+            try:
+                trial.result()
+            except psycopg.Error as exc:
+                raise StorageError(f"{self.name()} cannot be reached: {_first_line(exc)}") from exc
+
+    def _try_out(self, trial: "Future[None]") -> None:
+        """Connect once, and make a pool if that is well. Others wait for the outcome, and nobody for the lock."""
+        error: BaseException | None = None
+        try:
+            self._connect_once()
+        except BaseException as exc:
+            error = exc
         with self._lock:
-            if self._own is None:
-                try:
-                    self._connect_once()
-                except psycopg.Error as exc:
-                    raise StorageError(f"{self.name()} cannot be reached: {_first_line(exc)}") from exc
+            self._trial = None
+            if error is None:
                 self._own = self._new_pool()
                 self._own.open()
-            return self._own
+        if error is None:
+            trial.set_result(None)
+        else:
+            trial.set_exception(error)
 
-    def _connect_once(self) -> None:
+    def _connect_once(self, **options: Any) -> None:
         """Connect before a pool does, which would say only that it took too long."""
-        self._connect().close()
+        self._connect(**options).close()
 
-    def _connect(self) -> "psycopg.Connection[Any]":
+    def _connect(self, **options: Any) -> "psycopg.Connection[Any]":
         """Return a connection that is not of a pool."""
         conninfo: Any = self._conninfo if self._theirs is None else self._theirs.conninfo
         kwargs: Any = self._kwargs.get("kwargs") if self._theirs is None else self._theirs.kwargs
         conninfo, kwargs = (one() if callable(one) else one for one in (conninfo, kwargs))
-        kwargs = {"connect_timeout": 30, **(kwargs or {}), "autocommit": True}
-        if "connect_timeout" in conninfo_to_dict(conninfo):
-            del kwargs["connect_timeout"]
-        return psycopg.connect(conninfo, **kwargs)
+        return psycopg.connect(conninfo, **{**_with_network(conninfo, kwargs), **options, "autocommit": True})
 
     def cursor_apart(self) -> Cursor:
         """Connect, and return a cursor of what is not of the pool; who asks for it closes its connection."""
-        return self._cursor_of(self._connect())
+        connection = self._connect()
+        be_patient(connection)
+        return self._cursor_of(connection)
 
     def why_none(self) -> psycopg.Error | None:
         """Return why there is no connection to be had; None if all are in use."""
-        if self._theirs is None:
+        if self._why is None or time.monotonic() >= self._why[0] + _STILL:
+            error = None
             try:
-                self._connect_once()
+                self._connect_once(connect_timeout=_WHY)
             except psycopg.Error as exc:
-                return exc
-        return None
+                error = exc
+            self._why = None if error is None else (time.monotonic(), error)
+            return error
+        return self._why[1]
 
     def close(self) -> None:
         """Let go of all connections that are its own; the next call opens others."""
@@ -336,6 +422,7 @@ class Server:
         """Begin anew in a fork, where connections are the parent's: they are kept, as to collect them may end them."""
         _inherited.append(self._own)
         self._own, self._lock, self._is_forked, self._is_ready = None, threading.Lock(), True, False
+        self._trial = None
 
     # Tables.
 
@@ -447,6 +534,12 @@ def _begun(cursor: Cursor) -> Iterator[None]:
         cursor.execute("COMMIT")
 
 
+def _with_network(conninfo: str, kwargs: "Mapping[str, Any] | None") -> "dict[str, Any]":
+    """Return the options of connections, with those for networks that nobody has named."""
+    told = {**conninfo_to_dict(conninfo), **(kwargs or {})}
+    return {**{name: value for name, value in _NETWORK.items() if name not in told}, **(kwargs or {})}
+
+
 _inherited: "list[ConnectionPool[Any] | None]" = []
 
 
@@ -488,6 +581,13 @@ def _conninfo_of(where: str) -> str:
 # Errors.
 
 _BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled, PoolTimeout, TooManyRequests)
+_REMEDIES: "tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...]" = (
+    (psycopg.errors.ReadOnlySqlTransaction, "name all servers in the URL, and target_session_attrs=read-write"),
+    (psycopg.errors.DiskFull, "make room on the disk of the server, and call again"),
+    (_BUSY, "call again, or look who is at work there"),
+)
+# Shut down, crashed, starts up; idle for too long, also in a transaction, or that has taken too long.
+_ENDED = ("57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
 _UNFIT = (
     psycopg.errors.UntranslatableCharacter,
     psycopg.errors.CharacterNotInRepertoire,
@@ -501,16 +601,27 @@ def _first_line(exc: BaseException) -> str:
 
 def is_lost(exc: BaseException) -> bool:
     """Tell whether a connection was lost, and another one may do."""
-    if not isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError)):
+    if not isinstance(exc, psycopg.Error) or isinstance(exc, (PoolTimeout, PoolClosed, TooManyRequests)):
         return False
-    if isinstance(exc, (PoolTimeout, PoolClosed, TooManyRequests)):
-        return False
-    return exc.sqlstate is None or exc.sqlstate[:2] == "08" or exc.sqlstate in ("57P01", "57P02", "57P03")
+    if exc.sqlstate is None:
+        return isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError))
+    return exc.sqlstate[:2] == "08" or exc.sqlstate in _ENDED
+
+
+def is_read_only(exc: BaseException) -> bool:
+    """Tell whether a server has refused to write, as it is a standby by now, and another one may not."""
+    return isinstance(exc, psycopg.errors.ReadOnlySqlTransaction)
 
 
 def is_of_all(exc: BaseException) -> bool:
     """Tell whether an error is not of what was asked for: there is no connection, so each call would come to it."""
-    return is_lost(exc) or isinstance(exc, (AsyncSaverError, PoolTimeout, PoolClosed, TooManyRequests))
+    of_pool = (AsyncSaverError, PoolTimeout, PoolClosed, TooManyRequests)
+    return is_lost(exc) or is_read_only(exc) or isinstance(exc, of_pool)
+
+
+def is_busy(exc: BaseException) -> bool:
+    """Tell whether something has taken too long."""
+    return isinstance(exc, _BUSY)
 
 
 def is_in_the_way(exc: BaseException) -> bool:
@@ -530,9 +641,16 @@ def error_of(exc: BaseException, server: Server) -> AsyncSaverError:
 def _error_of(exc: BaseException, server: Server) -> AsyncSaverError:
     if isinstance(exc, PoolClosed):
         return StorageError(f"the ConnectionPool for {server.name()} is not open; open it before its store is used")
-    if isinstance(exc, PoolTimeout) and (cause := server.why_none()) is not None:
-        return StorageError(f"{server.name()}: {_first_line(cause)}; what was not acknowledged may not be stored")
+    cause = exc
+    if isinstance(exc, PoolTimeout) and (why := server.why_none()) is not None:
+        cause = why
     if isinstance(exc, _UNFIT):
         return InvalidValueError(f"{server.name()} cannot keep this: {_first_line(exc)}; nothing was stored")
-    kind = StorageBusyError if isinstance(exc, _BUSY) else StorageError
-    return kind(f"{server.name()}: {_first_line(exc)}; what was not acknowledged may not be stored")
+    kind = StorageBusyError if isinstance(cause, _BUSY) else StorageError
+    remedy = next((one for kinds, one in _REMEDIES if isinstance(cause, kinds)), None) or (
+        "call again" if is_lost(cause) else ""
+    )
+    return kind(
+        f"{server.name()}: {_first_line(cause)}; what was not acknowledged may not be stored"
+        + (f"; {remedy}" if remedy else "")
+    )

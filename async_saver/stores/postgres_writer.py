@@ -1,9 +1,11 @@
 """What a committer thread of a `PostgresStore` does: what is put by many calls is written by a few statements."""
 
 import struct
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -16,13 +18,12 @@ from async_saver.stores.base import OnConflict, lost_error, torn_error
 from async_saver.stores.commits import Call, fail
 from async_saver.stores.postgres_leases import FORMER_BLOBS, FORMER_CHECKPOINTS, FORMER_WRITES, MARKS, note_late
 from async_saver.stores.postgres_reads import HIDDEN, OURS, to_json, version_text
-from async_saver.stores.postgres_server import Cursor, Server, error_of, is_in_the_way, is_lost, is_of_all
+from async_saver.stores.postgres_server import Cursor, Server, error_of, is_busy, is_lost, is_of_all
 
 __all__ = ["Change", "Put", "PutWrites", "Writer", "lock", "lock_of"]
 
 _LOCKS = 4096
 _MOST_BYTES = 16 * 1024 * 1024  # of values that are one statement, which the server takes up to a gigabyte of
-_TIMES = 5  # that something is tried which others were in the way of, or whose connection was lost
 _SPACE = 1635148146  # of the numbers of advisory locks: "asvr"
 
 _LOCK = f"SELECT pg_advisory_xact_lock({_SPACE}, n) FROM unnest(%b::int[]) n"
@@ -465,22 +466,29 @@ class Writer:
         """Do what puts in one transaction; where that fails, each by itself, so that only those fail that have to."""
         if not calls:
             return
+        surely = partial(self._surely, since=calls[0].since)
         try:
             if any(isinstance(call.work, Put) and call.work.is_limited for call in calls):
-                torn = self._surely(self._server.transaction, partial(self._put_whole, calls=calls))
+                torn = surely(self._server.transaction, partial(self._put_whole, calls=calls))
             else:
                 rows, torn = _rows_of(calls), {}
-                if late := self._surely(self._server.cursor, lambda cursor: rows.write(cursor, self._server.has_own)):
-                    self._surely(self._server.transaction, partial(self._put_late, calls=calls, places=late))
+                if late := surely(self._server.cursor, lambda cursor: rows.write(cursor, self._server.has_own)):
+                    surely(self._server.transaction, partial(self._put_late, calls=calls, places=late))
         except _Lost as lost:
             self._put([call for call in calls if not _refused(call, lost)])
             return
         except Exception as exc:
-            if len(calls) == 1 or is_of_all(exc):
-                fail(calls, error_of(exc, self._server))
-                return
-            for call in calls:
-                self._put([call])
+            left = [call for call in calls if self._has_time(call, exc)] if len(calls) > 1 else []
+            if len(calls) == 1 or is_of_all(exc) or is_busy(exc):
+                # Those that have waited for long enough fail together; others go on to.
+                fail([call for call in calls if call not in left], error_of(exc, self._server))
+            else:
+                left = [*calls]
+            if is_of_all(exc):
+                self._put(left)
+            else:
+                for call in left:
+                    self._put([call])
             return
         for number, call in enumerate(calls):
             if number in torn:
@@ -522,10 +530,10 @@ class Writer:
         )
         try:
             if change.is_alone:
-                result = self._surely(self._server.cursor, change.do)
+                result = self._surely(self._server.cursor, change.do, call.since)
             else:
                 change_in = partial(_changed, change=change)
-                result = self._surely(self._server.transaction, change_in, again=change.is_safe)
+                result = self._surely(self._server.transaction, change_in, call.since, change.is_safe)
         except _Lost:
             call.error = lost_error(work.lease)
             return
@@ -541,28 +549,33 @@ class Writer:
 
     def _surely(
         self,
-        use: Callable[[], AbstractContextManager[Cursor]],
+        use: Callable[[float], AbstractContextManager[Cursor]],
         do: Callable[[Cursor], Any],
+        since: float,
         again: bool = True,
     ) -> Any:
         """Do something in a transaction; again if the connection was lost, or others were in the way.
 
         What may not be done twice is not done again once its commit was called for.
         """
-        for number in range(1, _TIMES + 1):
+        until = self._server.until(since)
+        for number in count(1):
             is_done = False
             try:
-                with use() as cursor:
+                with use(until) as cursor:
                     result = do(cursor)
                     is_done = True
                 return result
             except Exception as exc:
-                was_lost = is_lost(exc)
-                if number == _TIMES or not (was_lost or is_in_the_way(exc)) or (was_lost and is_done and not again):
+                may_be_done = is_done and is_lost(exc)
+                if (may_be_done and not again) or not self._server.is_worth_another(exc, until, number):
                     raise
-                if was_lost:
-                    self._server.look_for_lost()
         raise AssertionError("a loop has ended that does not")
+
+    def _has_time(self, call: Call[Any], exc: Exception) -> bool:
+        """Tell whether a call may be tried again that has come to an error together with others."""
+        is_for_now = is_lost(exc) or is_busy(exc)
+        return is_for_now and time.monotonic() < call.since + self._server.timeout()
 
     def _put_if_fit(self, cursor: Cursor, work: Put) -> bool:
         if work.is_limited and _rests_on_others(work):
