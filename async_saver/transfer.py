@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from functools import cache
 from typing import Any, NamedTuple, TypeAlias, cast
 from uuid import uuid4
 
@@ -24,6 +23,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.event_hooks import SerdeEvent, register_serde_event_listener
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from async_saver.codec import config_of
 from async_saver.errors import (
@@ -209,7 +209,7 @@ async def _each(saver: _Saver, thread_id: str | None, tell: Callable[[str, str, 
         ids: list[str] = []
         try:
             async for found in saver.alist(config, before=before, limit=page):
-                where = found.config["configurable"]
+                where = found.config.get("configurable", {})
                 ids.append(where["checkpoint_id"])
                 tell(text(where["thread_id"]), where.get("checkpoint_ns", ""), ids[-1], _parent(found))
         except NotImplementedError as exc:
@@ -228,7 +228,7 @@ def _is_from(module: str, saver: _Saver) -> bool:
 
 
 def _parent(found: CheckpointTuple) -> str | None:
-    return found.parent_config["configurable"].get("checkpoint_id") if found.parent_config else None
+    return (found.parent_config or {}).get("configurable", {}).get("checkpoint_id")
 
 
 class _Copy:
@@ -305,10 +305,10 @@ class _Conversation:
             found = await self._read(place)
             if (difference := self._difference(place, found, await self._read_back(place))) is not None:
                 raise self._torn(place, difference)
-        heads = {ns: (ns, checkpoint_id) for ns, checkpoint_id in sorted(places)}
-        for (ns, checkpoint_id), parent_id in places.items():
-            parent = (ns, parent_id or "")
-            if parent in gone or heads[ns] == (ns, checkpoint_id):
+        heads = dict(sorted(places))
+        for ns, checkpoint_id in sorted(places):
+            parent = (ns, places[ns, checkpoint_id] or "")
+            if parent in gone or heads[ns] == checkpoint_id:
                 await self._compare_histories((ns, checkpoint_id), parent if parent in gone else None, parent in there)
         return CopySummary(1, len(late), len(places) - len(late), writes)
 
@@ -434,16 +434,19 @@ class _Conversation:
             is_there: Whether the target shows that parent.
         """
         found = await self._read(place)
-        counted = found.metadata.get("counters_since_delta_snapshot") or {}
-        where, channels = (
-            config_of(self._thread_id, *place),
-            [*(counted if gone is None else {**found.checkpoint["channel_versions"], **counted})],
-        )
-        wanted = await self._source.aget_delta_channel_history(config=where, channels=channels)
-        difference = self._other_history(wanted, await self._histories(where, channels))
+        counted, values = found.metadata.get("counters_since_delta_snapshot") or {}, found.checkpoint["channel_values"]
+        channels = [name for name in found.checkpoint["channel_versions"] if name in counted or name not in values]
+        where = config_of(self._thread_id, *place)
+        histories = await self._source.aget_delta_channel_history(config=where, channels=channels)
+        wanted = {
+            name: one
+            for name, one in histories.items()
+            if name in counted or isinstance(one.get("seed"), _DeltaSnapshot)
+        }
+        difference = self._other_history(wanted, await self._histories(where, [*wanted]))
         if gone is not None and (difference is not None or (is_there and isinstance(self._target, AsyncSaver))):
             await self._put_stand_in(gone, wanted)
-            difference = self._other_history(wanted, await self._histories(where, channels))
+            difference = self._other_history(wanted, await self._histories(where, [*wanted]))
         if difference is not None:
             raise self._torn(place, f"what its channel {shown(difference)} is rebuilt from")
 
@@ -503,8 +506,8 @@ class _Conversation:
         if torn:
             raise TransferError(
                 f"thread_id {shown(self._thread_id)} has values that cannot be read as what they were here, of "
-                f"{', '.join(torn)}. Call acopy_saver() where these can be imported, and with savers whose serde allows "
-                "them (with_allowlist), as those of the application"
+                f"{', '.join(torn)}. Call acopy_saver() where these can be imported, and with savers whose serde "
+                "allows them (with_allowlist), as those of the application"
             )
 
 
@@ -593,7 +596,6 @@ def _note_type(event: SerdeEvent) -> None:
         noted.add((event["module"], event["name"], event["kind"] == "msgpack_unregistered_allowed"))
 
 
-@cache
 def _is_here(module: str, name: str) -> bool:
     try:
         return hasattr(importlib.import_module(module), name)
