@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from async_saver import AsyncSaver, Store
-from tests.postgres import needed, new_database, skipped
+from tests.postgres import LEFT_OUT, THROUGH, needed, new_database, skipped
 from tests.stores import STORES, NewStore
 
 settings.register_profile("always the same", derandomize=True, deadline=None)
@@ -53,6 +53,10 @@ _OVER_POSTGRES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out what is one too many."""
     items[:] = [one for one in items if not _is_one_too_many(one)]
+    for beginning, why in LEFT_OUT.get(THROUGH or "", {}).items():
+        for item in items:
+            if item.name.startswith(beginning):
+                item.add_marker(pytest.mark.skip(reason=f"over {THROUGH}: {why}"))
 
 
 def _is_one_too_many(item: pytest.Item) -> bool:

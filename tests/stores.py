@@ -3,6 +3,7 @@
 import copy
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
@@ -17,7 +18,7 @@ from async_saver.records import Listing
 from async_saver.stores.history import restored
 from async_saver.stores.sqlite import SQLiteStore
 from async_saver.stores.sqlite_reads import chains_of, version_of
-from tests.postgres import create_database, server
+from tests.postgres import PgBouncer, create_database, server
 
 STORES = ("memory", "sqlite", "postgres")
 """Every kind of store."""
@@ -130,15 +131,26 @@ class _Schemas:
         with self.connected() as admin:
             admin.execute("SET session_replication_role = replica")  # in any order, whichever refers to another
             for schema in schemas:
-                connections = "FROM pg_stat_activity WHERE application_name = %s"
-                admin.execute(f"SELECT pg_terminate_backend(pid, 60000) {connections}", [schema])
-                assert not admin.execute(f"SELECT pid {connections}", [schema]).fetchall()
+                self._end_connections(admin, schema)
                 large = "pg_relation_size(format('%%I.%%I', schemaname, tablename)) > 1000000"
                 tables = self._tables(admin, schema, large)
                 # What deletes is five times as fast as what truncates, and leaves the room to the vacuum.
                 for table, is_large in tables:
                     admin.execute(f"{'TRUNCATE' if is_large else 'DELETE FROM'} {schema}.{table}")
         self._free += schemas
+
+    def _end_connections(self, admin: Any, name: str) -> None:
+        connections = "FROM pg_stat_activity WHERE application_name = %s"
+        pooler = server().for_stores()
+        if isinstance(pooler, PgBouncer):
+            # One to the server has the name of whose transaction it had last, and may be another one's next.
+            until = time.monotonic() + 60
+            while any(client["application_name"] == name for client in pooler.show("CLIENTS")):
+                assert time.monotonic() < until, f"somebody is still connected as {name}"
+                time.sleep(0.002)
+            connections += " AND state <> 'idle'"
+        admin.execute(f"SELECT pg_terminate_backend(pid, 60000) {connections}", [name])
+        assert not admin.execute(f"SELECT pid {connections}", [name]).fetchall()
 
     def copy(self, source: str, target: str) -> None:
         """Fill the tables of one schema with what is in those of another."""

@@ -17,6 +17,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import anyio
 import pytest
@@ -39,7 +40,7 @@ from async_saver import (
 )
 from async_saver.records import JSON, CheckpointRecord, Listing, WriteRecord
 from tests.build import all_of, checkpoint, config, ids, listed, put
-from tests.postgres import PASSWORD, Server, needed, new_database, role, server
+from tests.postgres import PASSWORD, THROUGH, PgBouncer, Server, needed, new_database, role, server
 from tests.sqlite_worker import POSIX, Script
 from tests.test_forks import runs
 from tests.workers import LOOPS, on_loop, output_of, together
@@ -120,8 +121,16 @@ _OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> p
 _OTHERS += " AND backend_type = 'client backend'"
 
 
-def connections(url: str) -> list[int]:
-    """The server's processes for connections to a database, but that of who asks."""
+def connections(url: str) -> list[Any]:
+    """The connections to a database, but that of who asks."""
+    pooler = server().for_stores()
+    if isinstance(pooler, PgBouncer):
+        return [one["ptr"] for one in pooler.show("CLIENTS") if one["database"] == conninfo_to_dict(url)["dbname"]]
+    return processes(url)
+
+
+def processes(url: str) -> list[int]:
+    """The server's processes for them."""
     return [pid for (pid,) in rows(url, f"SELECT pid {_OTHERS} ORDER BY pid")]
 
 
@@ -415,9 +424,9 @@ async def test_no_error_of_connecting_shows_the_password(
     """Nor a log; and each says what is the matter."""
     wrong = "wr0ng-pa55"
     where, words = {
-        "wrong password": (database, "password authentication failed"),
+        "wrong password": (database, "authentication failed"),
         "no such host": (database.replace("127.0.0.1", "no-such-host.invalid"), "no-such-host"),
-        "closed port": (database.replace(f":{server().port}/", f":{closed_port()}/"), "refused"),
+        "closed port": (database.replace(f":{urlsplit(database).port}/", f":{closed_port()}/"), "refused"),
         "no such database": (f"{database}_not", "does not exist"),
         "no such option": (database, "option"),
     }[why]
@@ -597,8 +606,20 @@ def read_only(url: str) -> Iterator[None]:
     name = url.rpartition("/")[2]
     with admin(url) as connection:
         connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+        if THROUGH == "pgbouncer":  # which keeps its connections
+            connection.execute(f"SELECT pg_terminate_backend(pid, 10000) {_OTHERS}")
         yield
         connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
+
+
+def with_setting(url: str, name: str, value: str) -> str:
+    """The URL of connections that have a setting; where there is a pooler, it is one of the database."""
+    if THROUGH != "pgbouncer":
+        escaped = value.replace(" ", "\\ ")
+        return f"{url}?options={quote(f'-c {name}={escaped}')}"
+    with admin(url) as connection:
+        connection.execute(f"ALTER DATABASE {conninfo_to_dict(url)['dbname']} SET {name} = '{value}'".encode())
+    return url
 
 
 @on_asyncio
@@ -884,12 +905,12 @@ async def test_whatever_isolation_a_database_has_by_default(database: str, level
 @pytest.mark.parametrize("autocommit", [True, False])
 async def test_what_waits_for_its_turn_sees_what_was_written_before(database: str, autocommit: bool) -> None:
     """Also over connections whose transactions would else see what there was at their beginning."""
-    options = {"autocommit": autocommit, "options": "-c default_transaction_isolation=repeatable\\ read"}
+    url = with_setting(database, "default_transaction_isolation", "repeatable read")
     others = """
         INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
         SELECT thread_id, checkpoint_ns, %s, '0', checkpoint, metadata FROM checkpoints WHERE checkpoint_id = '0'
     """
-    with pool_on(database, kwargs=options) as (pool, _):
+    with pool_on(url, kwargs={"autocommit": autocommit}) as (pool, _):
         async with opened(pool) as saver, AsyncExitStack() as stack:
             connection, store = stack.enter_context(admin(database)), store_of(saver)
             await store.put("t", "", record("0"), [])
@@ -1834,6 +1855,7 @@ FORKS = """
 import gc, psycopg
 from async_saver.stores.postgres import PostgresStore
 url = {url!r}
+pooled = {pooled!r}
 
 def backends():
     with psycopg.connect(url, autocommit=True) as one:
@@ -1850,7 +1872,7 @@ saver = AsyncSaver(store=PostgresStore(url, pool_size=2))
 def test_a_child_has_connections_of_its_own(database: str, is_busy: bool) -> None:
     """It never touches its parent's, however it ends; the parent goes on with those that it had."""
     runs(
-        FORKS.format(url=database)
+        FORKS.format(url=database, pooled=THROUGH == "pgbouncer")
         + f"""
 import warnings
 is_busy = {is_busy}
@@ -1884,7 +1906,7 @@ def child(number):
         assert saver.get(config(name))["channel_values"] == {{"x": [1]}}
         assert saver.get(config()) is not None
         assert unused.get(config()) is not None
-        assert not backends() <= before
+        assert pooled or not backends() <= before
         if number == 0:
             saver = None
             gc.collect()
@@ -1907,7 +1929,7 @@ assert ended == [0, 0, -9, 0], ended
 for number in range(20):
     saver.put(config("parent"), checkpoint(f"{{number:02}}"), {{}}, {{}})
     saver.get(config("parent"))
-assert before <= backends()
+assert pooled or before <= backends()  # a pooler ends those whose client went in the midst of a call
 assert len(ids(saver.list(config("parent")))) == 20
 found = [one.partition(" ")[0] for one in saver.thread_ids()]
 assert (found.count("child"), found.count("begun")) == (4, 100 * is_busy), found
@@ -1922,7 +1944,7 @@ for one in (saver, unused):
 def test_a_pool_of_the_users_is_not_used_in_a_child(database: str) -> None:
     """Its connections are the parent's: calls say so, and the parent goes on with them; a store of its own works."""
     runs(
-        FORKS.format(url=database)
+        FORKS.format(url=database, pooled=THROUGH == "pgbouncer")
         + """
 from psycopg_pool import ConnectionPool
 from async_saver import StorageError
@@ -1953,7 +1975,7 @@ asyncio.run(saver._shared.store.close())
 def test_processes_that_multiprocessing_forks(database: str) -> None:
     """They end in their own way, which leaves the parent's connections alone, too."""
     runs(
-        FORKS.format(url=database)
+        FORKS.format(url=database, pooled=THROUGH == "pgbouncer")
         + """
 import multiprocessing
 saver.put(config(), checkpoint("0"), {}, {})
@@ -2032,7 +2054,7 @@ CALLS: dict[str, Callable[[AsyncSaver], Awaitable[Any]]] = {
 def _have_ended(database: str) -> bool:
     """Have all connections end, also those that a pool was about to make, and tell whether they have."""
     rows(database, f"SELECT pg_terminate_backend(pid) {_OTHERS}")
-    return not connections(database)
+    return not processes(database)
 
 
 @on_asyncio
@@ -2090,9 +2112,11 @@ async def test_a_server_that_stops_and_comes_back(
                     assert time.monotonic() < end
             await warm(saver)
             assert await saver.acount() == 20
-        async with opened(unsteady) as saver:
+        async with opened(unsteady, pool_kwargs={"timeout": 3}) as saver:
             other_server.stop()
-            with pytest.raises(StorageError, match="refused"):
+            with pytest.raises(
+                StorageError, match="refused" if THROUGH != "pgbouncer" else "timeout|failing"
+            ):
                 await saver.acount()
             other_server.start()
             assert await saver.acount() == 20
@@ -2161,7 +2185,7 @@ async def test_connections_that_end_in_the_midst(database: str) -> None:
 @on_asyncio
 async def test_a_statement_that_takes_too_long_is_told(database: str) -> None:
     """As a database's own limits say; then the store goes on."""
-    async with opened(f"{database}?options=-c%20statement_timeout%3D500") as saver:
+    async with opened(with_setting(database, "statement_timeout", "500")) as saver:
         await put(saver, "1")
         with held_up(database):
             for call in ("put", "delete", "delete several"):

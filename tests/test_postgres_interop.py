@@ -48,14 +48,14 @@ from tests.graphs import (
     turn,
 )
 from tests.graphs import says as logs
-from tests.postgres import needed, new_database
+from tests.postgres import direct, needed, new_database
 
 pytestmark = pytest.mark.asyncio
 
 
 @asynccontextmanager
 async def _upstream(conninfo: str, serde: SerializerProtocol | None = None) -> AsyncIterator[Saver]:
-    async with AsyncPostgresSaver.from_conn_string(conninfo, serde=serde) as saver:
+    async with AsyncPostgresSaver.from_conn_string(direct(conninfo), serde=serde) as saver:
         await saver.setup()
         yield saver
 
@@ -402,7 +402,7 @@ class Rows:
     def _insert(self, table: str, **row: Any) -> None:
         row = {"thread_id": "t", "checkpoint_ns": "", **row}
         names, marks = ", ".join(row), ", ".join(["%s"] * len(row))
-        with psycopg.connect(self._conninfo) as connection:
+        with psycopg.connect(direct(self._conninfo)) as connection:
             connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", [*row.values()])
 
     def checkpoint(self, number: int, metadata: Any = None, row: dict[str, Any] | None = None, **fields: Any) -> None:
@@ -569,7 +569,7 @@ async def test_old_rows_read_as_ever(rows: str, conninfo: str) -> None:
 async def test_tables_of_an_old_release_are_opened(rows: str, conninfo: str) -> None:
     """Ours brings the tables of an old release up to date, which knew no paths, and both read what is in them."""
     make, values = OLD[rows]
-    with psycopg.connect(conninfo, autocommit=True) as connection:
+    with psycopg.connect(direct(conninfo), autocommit=True) as connection:
         for number, statement in enumerate(AsyncPostgresSaver.MIGRATIONS[:5]):
             connection.execute(statement)
             connection.execute("INSERT INTO checkpoint_migrations VALUES (%s)", [number])
@@ -597,7 +597,7 @@ async def test_old_sends_of_a_checkpoint_without_versions(writer: str, conninfo:
 
 def make_old(conninfo: str, v: int) -> None:
     """Rewrite all checkpoints as releases before v4 had stored them: no value inline, and nothing of what was sent."""
-    with psycopg.connect(conninfo) as connection:
+    with psycopg.connect(direct(conninfo)) as connection:
         every = connection.execute(
             "SELECT thread_id, checkpoint_ns, checkpoint_id, checkpoint FROM checkpoints"
         ).fetchall()
@@ -977,7 +977,7 @@ async def test_the_sync_saver_goes_on(writers: list[str], key: bytes | None, con
         for number, step in enumerate([says("hello", **FILLED), goes_on]):
             await step(graphs[writers[number % len(writers)]], "async")
             await step(alone, "async")
-        with PostgresSaver.from_conn_string(conninfo) as sync:
+        with PostgresSaver.from_conn_string(direct(conninfo)) as sync:
             sync.serde = serde or sync.serde
             graph = zoo().compile(checkpointer=sync)
             assert not [*differing(_states_sync(graph), await alike(states, graphs))]

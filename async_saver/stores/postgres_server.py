@@ -188,6 +188,7 @@ class Server:
         self.has_own: bool = False
         self.channel: str | None = None
         self.is_pooled: bool = False
+        self._trouble: psycopg.Error | None = None  # what a pooler says of the server behind it
         self._is_isolated = False  # whether statements by themselves have another isolation than the store's
         self._theirs = where if isinstance(where, ConnectionPool) else None
         self._own: ConnectionPool[Any] | None = None
@@ -233,7 +234,15 @@ class Server:
     def _configure(
         self, theirs: "Callable[[psycopg.Connection[Any]], None] | None", connection: "psycopg.Connection[Any]"
     ) -> None:
-        if self._look_at(connection) != _ISOLATION and not self.is_pooled:
+        self._trouble = None
+        try:
+            isolation = self._look_at(connection)
+        except psycopg.Error as exc:
+            self._trouble = psycopg.OperationalError(_first_line(exc))  # without what is behind it
+            raise
+        if self.is_pooled:
+            connection.prepare_threshold = None
+        elif isolation != _ISOLATION:
             connection.execute(f"SET default_transaction_isolation TO '{_ISOLATION}'".encode())
             self._is_isolated = False
         if not connection.autocommit:
@@ -359,7 +368,7 @@ class Server:
             try:
                 trial.result()
             except psycopg.Error as exc:
-                raise StorageError(f"{self.name()} cannot be reached: {_first_line(exc)}") from exc
+                raise StorageError(f"{self.name()} cannot be reached: {_told(exc)}") from exc
 
     def _try_out(self, trial: "Future[None]") -> None:
         """Connect once, and make a pool if that is well. Others wait for the outcome, and nobody for the lock."""
@@ -398,7 +407,7 @@ class Server:
     def why_none(self) -> psycopg.Error | None:
         """Return why there is no connection to be had; None if all are in use."""
         if self._why is None or time.monotonic() >= self._why[0] + _STILL:
-            error = None
+            error = self._trouble
             try:
                 self._connect_once(connect_timeout=_WHY)
             except psycopg.Error as exc:
@@ -599,6 +608,16 @@ def _first_line(exc: BaseException) -> str:
     return str(exc).strip().partition("\n")[0]
 
 
+def _told(exc: BaseException) -> str:
+    """Return what an error says, and of one of PgBouncer what it means."""
+    if "unsupported startup parameter" not in str(exc):
+        return _first_line(exc)
+    return (
+        f"{_first_line(exc)}; that is PgBouncer, which passes on no such parameter: leave it out, or name it in "
+        "PgBouncer's ignore_startup_parameters, and have what it would set be set by ALTER ROLE or ALTER DATABASE"
+    )
+
+
 def is_lost(exc: BaseException) -> bool:
     """Tell whether a connection was lost, and another one may do."""
     if not isinstance(exc, psycopg.Error) or isinstance(exc, (PoolTimeout, PoolClosed, TooManyRequests)):
@@ -651,6 +670,6 @@ def _error_of(exc: BaseException, server: Server) -> AsyncSaverError:
         "call again" if is_lost(cause) else ""
     )
     return kind(
-        f"{server.name()}: {_first_line(cause)}; what was not acknowledged may not be stored"
+        f"{server.name()}: {_told(cause)}; what was not acknowledged may not be stored"
         + (f"; {remedy}" if remedy else "")
     )
