@@ -47,6 +47,8 @@ _Place: TypeAlias = tuple[str, str]  # of a conversation's checkpoint: checkpoin
 _Histories: TypeAlias = Mapping[str, DeltaChannelHistory]
 
 _WRITES = "its pending writes"
+# LangGraph's own savers in databases, of whose tables more is read than they show.
+_SQLITE, _POSTGRES = "langgraph.checkpoint.sqlite.aio", "langgraph.checkpoint.postgres.aio"
 _THREAD_IDS = "SELECT thread_id FROM checkpoints GROUP BY thread_id ORDER BY max(checkpoint_id)"
 _PATHS = (
     "SELECT task_id, channel, task_path, idx FROM {} WHERE thread_id = {} AND checkpoint_ns = {} AND checkpoint_id = {}"
@@ -168,12 +170,19 @@ async def acopy_saver(
 
 async def _thread_ids(source: _Saver) -> "list[str]":
     """Return the source's conversations, the one last written to last: so the target has them in this order, too."""
+    if isinstance(source, InMemorySaver):
+        return [*source.storage]
     found: dict[str, None] = {}
     if isinstance(source, AsyncSaver):
         async for thread_id in source.athread_ids():
             found[thread_id] = None
-    elif _is_from("langgraph.checkpoint.postgres", source):
-        async with cast(Any, source)._cursor() as cursor:  # where each page of a list reads the whole table
+    # Lists of these sort whole tables, with all that is in them.
+    elif _is_from(_SQLITE, source):
+        await cast(Any, source).setup()
+        async with cast(Any, source).conn.execute(_THREAD_IDS) as cursor:
+            return [thread_id async for (thread_id,) in cursor]
+    elif _is_from(_POSTGRES, source):
+        async with cast(Any, source)._cursor() as cursor:
             await cursor.execute(_THREAD_IDS)
             return [row["thread_id"] async for row in cursor]
     else:
@@ -204,7 +213,7 @@ async def _each(saver: _Saver, thread_id: str | None, tell: Callable[[str, str, 
         return
     config: RunnableConfig | None = None if thread_id is None else {"configurable": {"thread_id": thread_id}}
     before: RunnableConfig | None = None
-    page = _PAGE if _is_from("langgraph.checkpoint.postgres", saver) else None
+    page = _PAGE if _is_from(_POSTGRES, saver) else None
     while True:
         ids: list[str] = []
         try:
@@ -224,7 +233,7 @@ async def _each(saver: _Saver, thread_id: str | None, tell: Callable[[str, str, 
 
 
 def _is_from(module: str, saver: _Saver) -> bool:
-    return any(cls.__module__.startswith(module) for cls in type(saver).__mro__)
+    return any(cls.__module__ == module for cls in type(saver).__mro__)
 
 
 def _parent(found: CheckpointTuple) -> str | None:
@@ -542,10 +551,10 @@ async def _rows(saver: _Saver, key: tuple[str, str, str]) -> "list[tuple[str, st
     """Return the task, channel and path of each write, from the tables of LangGraph's savers for databases."""
     rows: list[Any] = []
     with suppress(Exception):  # an old file that may only be read has no paths; they can be done without
-        if _is_from("langgraph.checkpoint.sqlite", saver):
+        if _is_from(_SQLITE, saver):
             async with cast(Any, saver).conn.execute(_PATHS.format("writes", "?", "?", "?"), key) as cursor:
                 rows = [tuple(row) async for row in cursor]
-        elif _is_from("langgraph.checkpoint.postgres", saver):
+        elif _is_from(_POSTGRES, saver):
             async with cast(Any, saver)._cursor() as cursor:
                 await cursor.execute(_PATHS.format("checkpoint_writes", "%s", "%s", "%s"), key)
                 rows = [tuple(row.values()) async for row in cursor]

@@ -84,6 +84,26 @@ FACTS = {
         """,
         "async_saver.bridge_calls [] 3 {call}",
     ],
+    "move_saver.py": [
+        """
+        1. The copy is killed in its midst
+        cancelled: True
+        """,
+        """
+        2. It is called again
+        8 of 8 conversations
+        every checkpoint is there: True
+        some were there before: True
+        """,
+        """
+        3. The conversations go on
+        order-0: 1 teas; taken: 1 teas; asks: May I charge your card?
+        order-1: 2 teas; taken: 2 teas; paid: yes
+        order-2: 3 teas; taken: 3 teas; and a cake
+        order-0: 1 teas; taken: 1 teas; paid: yes
+        in the source, as it was: 1 teas; taken: 1 teas; asks: May I charge your card?
+        """,
+    ],
     "postgres_resume.py": [
         """
         1. The worker is killed in the middle of the third step

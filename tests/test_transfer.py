@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import anyio
+import psycopg
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -53,7 +54,7 @@ from tests.graphs import (
     says,
     turn,
 )
-from tests.postgres import needed, new_database
+from tests.postgres import create_database, needed
 
 on_asyncio = pytest.mark.asyncio
 on_any_loop = pytest.mark.anyio
@@ -77,13 +78,30 @@ class Savers(AsyncExitStack):
         elif kind == "AsyncSqliteSaver":
             made = await self.enter_async_context(AsyncSqliteSaver.from_conn_string(str(path)))
         elif kind == "postgres":
-            url = self.enter_context(new_database(needed()))
+            url = self.enter_context(_database(kind))
             made = await self.enter_async_context(AsyncSaver.from_conn_string(url, pool_size=2))
         elif kind == "AsyncPostgresSaver":
-            url = self.enter_context(new_database(needed()))
+            url = self.enter_context(_database(kind))
             made = await self.enter_async_context(AsyncPostgresSaver.from_conn_string(url))
             await made.setup()
         return made  # type: ignore[no-any-return]
+
+
+_free: dict[str, list[str]] = {}
+
+
+@contextmanager
+def _database(kind: str) -> Iterator[str]:
+    """A database that is empty, but for the tables of this kind of saver: to make one takes longer than most tests."""
+    needed()
+    free = _free.setdefault(kind, [])
+    url = free.pop() if free else create_database()
+    yield url
+    tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE '%migrations'"
+    with psycopg.connect(url, autocommit=True) as admin:
+        for (table,) in admin.execute(tables).fetchall():
+            admin.execute(f"DELETE FROM {table}")
+    free.append(url)
 
 
 KINDS = ("memory", "InMemorySaver", "sqlite", "AsyncSqliteSaver", "postgres", "AsyncPostgresSaver")
@@ -117,7 +135,7 @@ def _model(state: MessagesState) -> dict[str, Any]:
     return {"messages": [AIMessage("", tool_calls=calls, id=f"ai-{number}")]}
 
 
-def _tools(call: dict[str, Any]) -> dict[str, Any]:
+def _tools(call: Any) -> dict[str, Any]:
     said = interrupt("May I book?") if call["name"] == "book" else call["name"]
     return {"messages": [ToolMessage(said, tool_call_id=call["id"], id=call["id"])]}
 
@@ -198,7 +216,7 @@ async def go_on(saver: Saver) -> dict[str, Any]:
 
 async def states(saver: Saver) -> dict[str, Any]:
     """What the graphs show of every checkpoint, in all namespaces, and who its parent is."""
-    found: dict[str, Any] = {}
+    found: dict[Any, Any] = {}
     for thread_id, graph in programs(saver).items():
         async for one in graph.aget_state_history(config(thread_id)):
             parent = one.parent_config and one.parent_config["configurable"]["checkpoint_id"]
@@ -732,7 +750,8 @@ async def test_savers_without_async_methods_are_refused(tmp_path: Path) -> None:
         for pair in ((sync, saver), (saver, sync)):
             with pytest.raises(InvalidTypeError, match=r"a SqliteSaver has no async methods.*AsyncSqliteSaver"):
                 await acopy_saver(*pair)
-    for pair in ((PostgresSaver(None), saver), (saver, PostgresSaver(None))):  # type: ignore[arg-type]
+    other: Any = PostgresSaver(None)  # type: ignore[arg-type]
+    for pair in ((other, saver), (saver, other)):
         with pytest.raises(InvalidTypeError, match=r"a PostgresSaver has no async methods.*AsyncPostgresSaver"):
             await acopy_saver(*pair)
 
