@@ -18,7 +18,7 @@ import anyio
 import pytest
 from anyio import create_task_group
 from anyio.lowlevel import checkpoint as yield_to_loop
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from async_saver import AsyncSaver, MemoryStore, SessionLostError, Store, ThreadExistsError
@@ -28,7 +28,8 @@ from async_saver.stores import bucket, leases, memory
 from async_saver.stores.history import Shared
 from async_saver.stores.sqlite import SQLiteStore
 from tests.build import all_of, config, listed, put
-from tests.stores import contents, versions_of
+from tests.postgres import needed
+from tests.stores import NewStore, contents, versions_of
 from tests.test_cancellation import Way, _by_scope, _by_task, cancelled_at
 from tests.test_interrupts import _busy, _frozen, _guard_is_free, _lost, alarms, cut_at, run
 from tests.test_machine import BACKENDS
@@ -241,10 +242,15 @@ async def _history(store: Any, place: tuple[str, str, str]) -> Any:
 
 
 async def _tell_of_both(
-    folder: Path, history: list[Op], sessions: list[tuple[list[tuple[str, Op]], str]], then: list[Op]
+    store: Any,
+    mirror: Any,
+    copied: Callable[[Any], Any],
+    history: list[Op],
+    sessions: list[tuple[list[tuple[str, Op]], str]],
+    then: list[Op],
 ) -> None:
-    """Do the same to a file and in memory, where nobody has leases: what is undone is not done there at all."""
-    store, mirror, lease = SQLiteStore(folder / "file"), MemoryStore(), None
+    """Do the same to two stores, in one of which nobody has leases: what is undone is not done there at all."""
+    lease = None
     for number in range(3):
         for each in (store, mirror):
             await do(each, Op("put", number=number, versions=(("m", number),), length=8 + number), "other")
@@ -253,7 +259,7 @@ async def _tell_of_both(
             await do(each, op, "t")
         same(await shown_alike(store), await shown_alike(mirror))
     for session, end in sessions:
-        without = copy.deepcopy(mirror)
+        without = copied(mirror)
         lease = await store.acquire("t", "test", instead_of=lease)
         assert lease is not None
         for number, (whose, op) in enumerate(session):
@@ -281,7 +287,8 @@ async def _tell_of_both(
         for each in (store, mirror):
             await do(each, op, "t", [lease] if lease is not None and each is store else [])
         same(await in_sight(store), await in_sight(mirror))
-    await store.close()
+    for each in (store, mirror):
+        await each.close()
 
 
 def _in_line(ops: list[Any]) -> list[Any]:
@@ -302,7 +309,20 @@ def test_a_file_holds_and_undoes_what_memory_does(
     """Step by step, whatever the sessions and others do."""
     sessions = [(_in_line(session), end) for session, end in sessions]
     with TemporaryDirectory() as folder:
-        anyio.run(_tell_of_both, Path(folder), _in_line(history), sessions, _in_line(then))
+        told = (SQLiteStore(Path(folder) / "file"), MemoryStore(), copy.deepcopy)
+        anyio.run(_tell_of_both, *told, _in_line(history), sessions, _in_line(then))
+
+
+@given(st.lists(_ops, max_size=12), _sessions, st.lists(_ops, max_size=4))
+@settings(max_examples=6, phases=[Phase.generate])  # to make it smaller would take hours
+def test_a_server_undoes_as_if_it_had_never_been(
+    history: list[Op], sessions: list[tuple[list[tuple[str, Op]], str]], then: list[Op]
+) -> None:
+    """Against a second one, in which what is undone was never done: prunings put more out of sight than in memory."""
+    needed()
+    sessions = [(_in_line(session), end) for session, end in sessions]
+    with NewStore("postgres", Path()) as new:
+        anyio.run(_tell_of_both, new(), new(), new.copy, _in_line(history), sessions, _in_line(then))
 
 
 # A conversation, and what a session has done to it.
