@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 _RENEW = 10.0  # seconds between two times that leases are renewed
 _LOOK = 1.0  # and that the server is asked what it may not have told
-_LOOK_UNTOLD = 0.2  # and where it tells nothing
+_LOOK_UNTOLD = 0.2  # seconds that who waits for a conversation waits where it tells nothing
 _PLACE_LASTS = 3.0  # seconds after which a place in a queue is given up that nobody waits in
 _REFRESH = 1.0  # seconds after which a place is asked for again
 _IDLE = 10.0  # seconds after which the thread ends that has nothing to keep
@@ -83,7 +83,6 @@ class Keeper:
         self._rope: socket | None = None  # wakes the thread
         self._cursor: Cursor | None = None
         self._hears = False  # whether the server tells what happens
-        self._is_asked = False  # whether somebody may have asked for a lease
         self._connects = self._renews = self._looks = self._forgets = 0.0  # when to do so next
 
     # For callers.
@@ -188,12 +187,11 @@ class Keeper:
 
     def _rest(self, selector: DefaultSelector, bell: socket) -> None:
         """Wait until something happens, or is to be done."""
-        seconds = _LOOK if self._hears or not self.leases else _LOOK_UNTOLD
         connection = None if self._cursor is None else self._cursor.connection
         if connection is not None:
             selector.register(connection.fileno(), EVENT_READ)
         try:
-            found = selector.select(seconds)
+            found = selector.select(_LOOK)
         finally:
             if connection is not None:
                 selector.unregister(connection.fileno())
@@ -239,7 +237,7 @@ class Keeper:
     def _use(self, do: "Callable[[Cursor], _T]") -> _T:
         if self._cursor is not None:
             return do(self._cursor)
-        with self._server.cursor() as cursor:
+        with self._server.cursor(time.monotonic() + _LOOK) as cursor:
             return do(cursor)
 
     def _connect(self) -> None:
@@ -248,6 +246,7 @@ class Keeper:
             cursor.connection.add_notify_handler(self._hear)
             cursor.execute(f"LISTEN {self._server.channel}".encode())
             self._hears = True
+        self._looks = 0.0  # what was said before
 
     def _hear(self, notify: psycopg.Notify) -> None:
         kind, what = notify.payload[:1], notify.payload[1:]
