@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -40,18 +40,19 @@ from async_saver.saver import AsyncSaver
 __all__ = ["CopyProgress", "CopySummary", "acopy_saver"]
 
 _AT_ONCE = 16  # conversations
-_PAGE = 50  # checkpoints, of savers that hold all of a list before they give its first
 
 _Saver: TypeAlias = BaseCheckpointSaver[Any]
 _Place: TypeAlias = tuple[str, str]  # of a conversation's checkpoint: checkpoint_ns and checkpoint_id
 _Histories: TypeAlias = Mapping[str, DeltaChannelHistory]
 
 _WRITES = "its pending writes"
-# LangGraph's own savers in databases, of whose tables more is read than they show.
+# LangGraph's own savers, of which ids are read without values, and the paths that their tuples do not have.
+_MEMORY = "langgraph.checkpoint.memory"
 _SQLITE, _POSTGRES = "langgraph.checkpoint.sqlite.aio", "langgraph.checkpoint.postgres.aio"
 _THREAD_IDS = "SELECT thread_id FROM checkpoints GROUP BY thread_id ORDER BY max(checkpoint_id)"
+_PLACES = "SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id FROM checkpoints WHERE thread_id = %s"
 _PATHS = (
-    "SELECT task_id, channel, task_path, idx FROM {} WHERE thread_id = {} AND checkpoint_ns = {} AND checkpoint_id = {}"
+    "SELECT task_id, channel, task_path, idx FROM {} WHERE thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s"
 )
 
 
@@ -170,70 +171,65 @@ async def acopy_saver(
 
 async def _thread_ids(source: _Saver) -> "list[str]":
     """Return the source's conversations, the one last written to last: so the target has them in this order, too."""
-    if isinstance(source, InMemorySaver):
-        return [*source.storage]
+    if _has_alist_of(source, _MEMORY):
+        return [*cast(InMemorySaver, source).storage]
+    if (rows := await _rows(source, _THREAD_IDS)) is not None:
+        return [thread_id for (thread_id,) in rows]
     found: dict[str, None] = {}
     if isinstance(source, AsyncSaver):
         async for thread_id in source.athread_ids():
             found[thread_id] = None
-    # Lists of these sort whole tables, with all that is in them.
-    elif _is_from(_SQLITE, source):
-        await cast(Any, source).setup()
-        async with cast(Any, source).conn.execute(_THREAD_IDS) as cursor:
-            return [thread_id async for (thread_id,) in cursor]
-    elif _is_from(_POSTGRES, source):
-        async with cast(Any, source)._cursor() as cursor:
-            await cursor.execute(_THREAD_IDS)
-            return [row["thread_id"] async for row in cursor]
     else:
-        await _each(source, None, lambda thread_id, *_: found.setdefault(thread_id))
+        async for one in _listed(source, None):
+            found[text(one.config.get("configurable", {})["thread_id"])] = None
     return [*found][::-1]
 
 
 async def _places(saver: _Saver, thread_id: str) -> "dict[_Place, str | None]":
     """Return the checkpoints of a conversation, each with its parent's id."""
     places: dict[_Place, str | None] = {}
-
-    def note(_: str, checkpoint_ns: str, checkpoint_id: str, parent_id: str | None) -> None:
-        places[checkpoint_ns, checkpoint_id] = parent_id
-
-    await _each(saver, thread_id, note)
+    if isinstance(saver, AsyncSaver):
+        async for stored in saver._shared.store.list(Listing(thread_id)):
+            places[stored.checkpoint_ns, stored.record.checkpoint_id] = stored.record.parent_id
+    elif _has_alist_of(saver, _MEMORY):
+        for checkpoint_ns, kept in cast(InMemorySaver, saver).storage.get(thread_id, {}).items():
+            places.update({(checkpoint_ns, checkpoint_id): one[2] for checkpoint_id, one in kept.items()})
+    elif (rows := await _rows(saver, _PLACES, thread_id)) is not None:
+        return {(checkpoint_ns, checkpoint_id): parent_id for checkpoint_ns, checkpoint_id, parent_id in rows}
+    else:
+        async for found in _listed(saver, {"configurable": {"thread_id": thread_id}}):
+            where = found.config.get("configurable", {})
+            places[where.get("checkpoint_ns", ""), where["checkpoint_id"]] = _parent(found)
     return places
 
 
-async def _each(saver: _Saver, thread_id: str | None, tell: Callable[[str, str, str, str | None], object]) -> None:
-    """Tell of each checkpoint its `thread_id`, `checkpoint_ns`, `checkpoint_id` and parent.
+async def _listed(saver: _Saver, config: RunnableConfig | None) -> AsyncIterator[CheckpointTuple]:
+    try:
+        async for found in saver.alist(config):
+            yield found
+    except NotImplementedError as exc:
+        raise _sync_only(saver) from exc
 
-    Savers that hold all that they list are asked for a page at a time. Others cannot be: InMemorySaver lists one
-    conversation after the other, and "before the last one of a page" leaves others out.
+
+async def _rows(saver: _Saver, statement: str, *key: str) -> "list[tuple[Any, ...]] | None":
+    """Return rows from the tables of LangGraph's own savers in databases; None for others.
+
+    What they list has all values, and they hold much of a list at once, or sort it with all that is in it.
     """
-    if isinstance(saver, AsyncSaver):
-        async for stored in saver._shared.store.list(Listing(thread_id)):
-            tell(stored.thread_id, stored.checkpoint_ns, stored.record.checkpoint_id, stored.record.parent_id)
-        return
-    config: RunnableConfig | None = None if thread_id is None else {"configurable": {"thread_id": thread_id}}
-    before: RunnableConfig | None = None
-    page = _PAGE if _is_from(_POSTGRES, saver) else None
-    while True:
-        ids: list[str] = []
-        try:
-            async for found in saver.alist(config, before=before, limit=page):
-                where = found.config.get("configurable", {})
-                ids.append(where["checkpoint_id"])
-                tell(text(where["thread_id"]), where.get("checkpoint_ns", ""), ids[-1], _parent(found))
-        except NotImplementedError as exc:
-            raise _sync_only(saver) from exc
-        if page is None or len(ids) < page:
-            return
-        # Other conversations and namespaces may have the last id as well, behind the end of the page.
-        whole = [one for one in ids if one != ids[-1]]
-        if whole:
-            before = {"configurable": {"checkpoint_id": whole[-1]}}
-        page = _PAGE if whole else 2 * page
+    if _has_alist_of(saver, _SQLITE):
+        await cast(Any, saver).setup()
+        async with cast(Any, saver).conn.execute(statement.format("writes").replace("%s", "?"), key) as cursor:
+            return [tuple(row) async for row in cursor]
+    if _has_alist_of(saver, _POSTGRES):
+        async with cast(Any, saver)._cursor() as cursor:
+            await cursor.execute(statement.format("checkpoint_writes"), key)
+            return [tuple(row.values()) async for row in cursor]
+    return None
 
 
-def _is_from(module: str, saver: _Saver) -> bool:
-    return any(cls.__module__ == module for cls in type(saver).__mro__)
+def _has_alist_of(saver: _Saver, module: str) -> bool:
+    """Tell whether it lists as LangGraph's saver does, all that it holds; a subclass may have a list of its own."""
+    return getattr(type(saver).alist, "__module__", "") == module
 
 
 def _parent(found: CheckpointTuple) -> str | None:
@@ -538,28 +534,16 @@ async def _known(
     if isinstance(saver, AsyncSaver) and writes:
         stored = await saver._shared.store.get(thread_id, *place)
         rows = [(one.task_id, one.channel, one.task_path, one.run_id) for one in (stored.writes if stored else ())]
-    elif isinstance(saver, InMemorySaver):
-        kept = saver.writes.get((thread_id, *place), {})
+    elif _has_alist_of(saver, _MEMORY):
+        kept = cast(InMemorySaver, saver).writes.get((thread_id, *place), {})
         keys = sorted(kept, key=lambda key: writes_sort_key(kept[key][3], *key))
         rows = [(kept[key][0], kept[key][1], kept[key][3], None) for key in keys]
     elif writes:
-        rows = await _rows(saver, (thread_id, *place))
+        with suppress(Exception):  # an old file that may only be read has no paths; they can be done without
+            found = await _rows(saver, _PATHS, thread_id, *place) or []
+            found.sort(key=lambda row: writes_sort_key(row[2], row[0], row[3]))
+            rows = [(*row[:3], None) for row in found]
     return [row[2:] for row in rows] if [row[:2] for row in rows] == [one[:2] for one in writes] else None
-
-
-async def _rows(saver: _Saver, key: tuple[str, str, str]) -> "list[tuple[str, str, str, str | None]]":
-    """Return the task, channel and path of each write, from the tables of LangGraph's savers for databases."""
-    rows: list[Any] = []
-    with suppress(Exception):  # an old file that may only be read has no paths; they can be done without
-        if _is_from(_SQLITE, saver):
-            async with cast(Any, saver).conn.execute(_PATHS.format("writes", "?", "?", "?"), key) as cursor:
-                rows = [tuple(row) async for row in cursor]
-        elif _is_from(_POSTGRES, saver):
-            async with cast(Any, saver)._cursor() as cursor:
-                await cursor.execute(_PATHS.format("checkpoint_writes", "%s", "%s", "%s"), key)
-                rows = [tuple(row.values()) async for row in cursor]
-    rows.sort(key=lambda row: writes_sort_key(row[2], row[0], row[3]))
-    return [(task_id, channel, task_path, None) for task_id, channel, task_path, _ in rows]
 
 
 def _calls(
