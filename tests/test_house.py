@@ -13,7 +13,7 @@ _ROOT = Path(async_saver.__file__).parent
 
 # A module may import those of lower floors.
 _FLOORS = [
-    {"errors", "records", "pace", "runners", "serde", "stores.processes"},
+    {"errors", "records", "pace", "runners", "serde", "stores.postgres_patience", "stores.processes"},
     {"guard", "retention", "stores.history", "stores.postgres_server", "stores.sqlite_file"},
     {"locks", "stores.base", "stores.bucket", "stores.chains"},
     {
@@ -28,8 +28,10 @@ _FLOORS = [
         "stores.swept",
         "testing",
     },
-    {"session", "stores.memory", "stores.postgres_edits", "stores.postgres_writer", "stores.sqlite_edits"},
-    {"compat", "stores.postgres_limits", "stores.sqlite_writer"},
+    {"session", "stores.memory", "stores.postgres_edits", "stores.sqlite_edits"},
+    {"compat", "stores.postgres_leases", "stores.sqlite_writer"},
+    {"stores.postgres_keeper", "stores.postgres_writer"},
+    {"stores.postgres_limits"},
     {"stores.postgres", "stores.sqlite"},
     {"saver"},
     {"otel", "transfer"},
