@@ -64,6 +64,20 @@ def tests_postgres_15(session: nox.Session) -> None:
 
 
 @nox.session
+def tests_pgbouncer(session: nox.Session) -> None:
+    """The tests over PostgreSQL, with all stores behind a PgBouncer in transaction mode."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "pytest", "-k", "postgres", *session.posargs, env={"ASYNC_SAVER_THROUGH": "pgbouncer"})
+
+
+@nox.session
+def tests_unprepared(session: nox.Session) -> None:
+    """The tests over PostgreSQL, with neither prepared statements nor LISTEN."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "pytest", "-k", "postgres", *session.posargs, env={"ASYNC_SAVER_THROUGH": "unprepared"})
+
+
+@nox.session
 def examples(session: nox.Session) -> None:
     """Each example, with nothing installed but what its users are told to install."""
     session.install("-e", ".[examples]")

@@ -319,7 +319,7 @@ class PgBouncer(_Program):
         return self.conninfo("pgbouncer")
 
     def conninfo(
-        self, dbname: str = "postgres", user: str = "postgres", password: str = PASSWORD, **parameters: object
+        self, dbname: str = "postgres", user: str = "postgres", password: str = PASSWORD, **parameters: Any
     ) -> str:
         """Return the URL of a database of the server, through this."""
         return _url_of(self.port, dbname, user, password, parameters)

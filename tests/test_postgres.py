@@ -40,7 +40,7 @@ from async_saver import (
 )
 from async_saver.records import JSON, CheckpointRecord, Listing, WriteRecord
 from tests.build import all_of, checkpoint, config, ids, listed, put
-from tests.postgres import PASSWORD, THROUGH, PgBouncer, Server, needed, new_database, role, server
+from tests.postgres import PASSWORD, THROUGH, PgBouncer, Server, direct, needed, new_database, role, server
 from tests.sqlite_worker import POSIX, Script
 from tests.test_forks import runs
 from tests.workers import LOOPS, on_loop, output_of, together
@@ -775,7 +775,7 @@ async def test_a_role_that_may_make_nothing_uses_the_official_tables(database: s
     """Which another role has made; without our own beside them all calls work, only `thread_ids` is in any order."""
     from langgraph.checkpoint.postgres import PostgresSaver
 
-    with PostgresSaver.from_conn_string(database) as official:
+    with PostgresSaver.from_conn_string(direct(database)) as official:
         official.setup()
     with role(database) as url, ExitStack() as stack:
         where = stack.enter_context(ConnectionPool(url, open=False, min_size=1)) if pool else url
@@ -2114,9 +2114,7 @@ async def test_a_server_that_stops_and_comes_back(
             assert await saver.acount() == 20
         async with opened(unsteady, pool_kwargs={"timeout": 3}) as saver:
             other_server.stop()
-            with pytest.raises(
-                StorageError, match="refused" if THROUGH != "pgbouncer" else "timeout|failing"
-            ):
+            with pytest.raises(StorageError, match="refused" if THROUGH != "pgbouncer" else "timeout|failing"):
                 await saver.acount()
             other_server.start()
             assert await saver.acount() == 20

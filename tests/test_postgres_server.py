@@ -11,7 +11,7 @@ import pytest
 
 from async_saver import AsyncSaver
 from tests.build import config, listed, put
-from tests.postgres import PASSWORD, Server, needed, new_database, role
+from tests.postgres import PASSWORD, Server, direct, needed, new_database, role
 from tests.stores import NewStore, contents
 
 psycopg = pytest.importorskip("psycopg")
@@ -28,7 +28,8 @@ def own() -> Iterator[Server]:
 
 def test_a_restarted_server_has_its_port_and_its_data(own: Server) -> None:
     """Also after a crash; who was connected is not any more."""
-    with new_database(own) as url:
+    with new_database(own) as of_stores:
+        url = direct(of_stores, own)
         for crash in (False, True):
             with psycopg.connect(url, autocommit=True) as connection:
                 connection.execute("CREATE TABLE IF NOT EXISTS kept AS SELECT 1 AS one")
@@ -59,8 +60,8 @@ def test_it_asks_for_the_password(own: Server) -> None:
 
 def test_a_database_is_dropped_whoever_is_connected(database: str) -> None:
     """And each is empty."""
-    with new_database() as url, psycopg.connect(url) as connection:
-        assert url != database
+    with new_database() as of_stores, psycopg.connect(url := direct(of_stores)) as connection:
+        assert of_stores != database
         assert connection.execute("SELECT * FROM pg_tables WHERE schemaname = 'public'").fetchall() == []
     with pytest.raises(psycopg.OperationalError, match="does not exist"):
         psycopg.connect(url)
