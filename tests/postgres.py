@@ -148,6 +148,13 @@ class _Program:
             self._process.wait(_READY_WITHIN)
             self._process = None
 
+    def kill(self) -> None:
+        """End it as nothing else does: whoever is connected is told nothing."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(_READY_WITHIN)
+        self._process = None
+
     def restart(self, *, crash: bool = False) -> None:
         """Stop it and start it again."""
         self.stop(crash=crash)
@@ -178,6 +185,7 @@ class Server(_Program):
     It listens on 127.0.0.1, at a port that stays the same when it is started again, and on a socket in `sockets`.
 
     Args:
+        standby_of: Another server, if it is to be a standby of that.
         settings: What differs from PostgreSQL's defaults, beside that nothing waits for the disk.
 
     Raises:
@@ -186,7 +194,7 @@ class Server(_Program):
 
     _pid_file = "data/postmaster.pid"
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, *, standby_of: "Server | None" = None, **settings: object) -> None:
         programs = _programs()
         super().__init__("pg")
         self.sockets = str(self._folder)
@@ -200,7 +208,10 @@ class Server(_Program):
             "unix_socket_directories": self._folder,
             **settings,
         }
-        self._make_cluster()
+        if standby_of is None:
+            self._make_cluster()
+        else:
+            self._copy_cluster(standby_of)
         self.start()
 
     def _reachable(self, programs: Path) -> Path:
@@ -228,6 +239,21 @@ class Server(_Program):
         )
         assert made.returncode == 0, made.stdout
         password.unlink()
+
+    def _copy_cluster(self, of: "Server") -> None:
+        options = ["--write-recovery-conf", "--checkpoint=fast", "--no-sync", f"--dbname={of.over_socket()}"]
+        subprocess.run(
+            [self._programs / "pg_basebackup", *options, f"--pgdata={self._folder / 'data'}"],
+            check=True,
+            **self._in_folder(),
+        )
+
+    def promote(self) -> None:
+        """Have a standby be a server that writes; return when it is."""
+        from psycopg import connect
+
+        with connect(self.over_socket(), autocommit=True) as admin:
+            admin.execute("SELECT pg_promote()")
 
     def conninfo(
         self, dbname: str = "postgres", user: str = "postgres", password: str | None = PASSWORD, **parameters: object

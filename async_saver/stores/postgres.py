@@ -175,6 +175,12 @@ class PostgresStore(SweptStore):
         """Write what is called for, and close the connections; the store connects again when it is used again."""
         await self._engine.close()
 
+    def _now(self) -> float:
+        retention = self.retention
+        if retention is not None and retention.clock is not time.monotonic:
+            return super()._now()
+        return self._engine.server.now()  # as the clocks of two machines may differ
+
     # Reading.
 
     async def get(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
@@ -345,7 +351,7 @@ class PostgresStore(SweptStore):
             await engine.edit(forget)
         while await engine.edit(partial(limits.adopt, now=self._now())):
             await keep_pace()
-        while await engine.edit(partial(limits.set_right, now=self._now(), since=self._since)):
+        while await engine.edit(partial(limits.set_right, now=self._now(), since=min(self._since, self._now()))):
             await keep_pace()
         evicted = 0
         if retention.ttl is not None:

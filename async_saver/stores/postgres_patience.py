@@ -35,11 +35,15 @@ class UnansweredError(psycopg.OperationalError):
     """Nothing came over a connection, and nothing will."""
 
 
-def be_patient(connection: "psycopg.Connection[Any]") -> None:
-    """Have a connection be waited for as is said here, from now on."""
-    if "wait" not in vars(connection):
-        wait: Callable[..., Any] = _Patient(connection).wait
-        vars(connection)["wait"] = wait
+def be_patient(connection: "psycopg.Connection[Any]", abandoned: "list[tuple[int, float]] | None" = None) -> None:
+    """Have a connection be waited for as is said here, from now on.
+
+    Args:
+        connection: The connection.
+        abandoned: What is told the server's process, and when, if it is given up.
+    """
+    wait: Callable[..., Any] = _Patient(connection, abandoned).wait
+    vars(connection)["wait"] = wait
 
 
 def be_impatient(connection: "psycopg.Connection[Any]") -> None:
@@ -59,8 +63,14 @@ def has_ended(connection: "psycopg.Connection[Any]") -> bool:
 
 
 class _Patient:
-    def __init__(self, connection: "psycopg.Connection[Any]", patience: "float | None" = None) -> None:
+    def __init__(
+        self,
+        connection: "psycopg.Connection[Any]",
+        abandoned: "list[tuple[int, float]] | None" = None,
+        patience: float | None = None,
+    ) -> None:
         self._connection = connection
+        self._abandoned = abandoned
         self._patience = patience
 
     def wait(self, gen: "_Gen[_T]", *args: Any, **kwargs: Any) -> _T:
@@ -98,6 +108,8 @@ class _Patient:
         return 0
 
     def _end(self, why: str) -> None:
+        if self._abandoned is not None:
+            self._abandoned.append((self._connection.info.backend_pid, time.monotonic()))
         self._connection.pgconn.finish()
         raise UnansweredError(why)
 
@@ -122,7 +134,7 @@ def _state_of(connection: "psycopg.Connection[Any]") -> Literal["active", "idle"
     except psycopg.Error:
         return "unknown"  # it may be there, and take no more connections
     try:
-        vars(asking)["wait"] = _Patient(asking, _ASKED).wait
+        vars(asking)["wait"] = _Patient(asking, patience=_ASKED).wait
         row = asking.execute(_STATE, (connection.info.backend_pid,), prepare=False).fetchone()
     except UnansweredError:
         return "gone"

@@ -39,6 +39,7 @@ _LAST_WAIT = 1.0  # seconds that a call has which has waited in a queue for so l
 _STILL = 2.0  # seconds for which the answer is taken to be the same
 _WHY = 5  # seconds to find out why there is no connection
 _AT_ONCE = 0.001  # seconds; a pool gives nothing for 0
+_ENDS_FOR_SURE = 140000  # the version from which on processes are waited for that are to end
 _RECONNECT = 0.5  # seconds that a pool tries to connect by itself; then it does when it is asked
 _NETWORK = {"connect_timeout": 10}
 _TABLES = 3  # the version from which on all tables are there
@@ -127,7 +128,22 @@ FROM pg_database WHERE datname = current_database()
 _HAS_SCHEMA = "SELECT to_regnamespace(quote_ident(%s)) FROM pg_database WHERE datname = current_database()"
 _VERSION = "SELECT coalesce(max(v), -1) FROM checkpoint_migrations"
 _ALONE = "SELECT pg_advisory_xact_lock(1635148146, -1)"  # whoever makes tables; conversations have other numbers
-_WHO = "SELECT pg_backend_pid(), current_setting('default_transaction_isolation')"
+_WHO = """
+SELECT pg_backend_pid(), current_setting('default_transaction_isolation'),
+    extract(epoch FROM clock_timestamp())::float8
+"""
+# In a transaction whose process is stopped, or cannot be reached, others would wait for its locks for hours.
+_MOST_IDLE = "60s"
+_SET_MOST_IDLE = """
+SELECT set_config('idle_in_transaction_session_timeout', %s, false)
+WHERE current_setting('idle_in_transaction_session_timeout') = '0'
+"""
+# What was sent to them and has not arrived might be done later, after what was done instead of it.
+_END_ABANDONED = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+WHERE pid = ANY(%s) AND usename = current_user AND datname = current_database()
+    AND backend_start < clock_timestamp() - make_interval(secs => %s)
+"""
 _ISOLATION = "read committed"  # else puts of two processes to one conversation would fail each other
 
 # Where a statement names a table, or in a literal a table or a sequence.
@@ -199,6 +215,8 @@ class Server:
         self._is_forked = False
         self._lock = threading.Lock()
         self._trial: Future[None] | None = None
+        self._abandoned: list[tuple[int, float]] = []  # processes whose connections were given up, and when
+        self._ahead: float | None = None  # by how much the server's time of day is ahead of the monotonic clock
         self._why: tuple[float, psycopg.Error] | None = None  # there was no connection to be had lately, and when
         self._conninfo = "" if isinstance(where, ConnectionPool) else _conninfo_of(where)
         if self._theirs is None:
@@ -234,6 +252,7 @@ class Server:
     def _configure(
         self, theirs: "Callable[[psycopg.Connection[Any]], None] | None", connection: "psycopg.Connection[Any]"
     ) -> None:
+        be_patient(connection)  # as the thread that does this is the one that connects
         self._trouble = None
         try:
             isolation = self._look_at(connection)
@@ -245,14 +264,19 @@ class Server:
         elif isolation != _ISOLATION:
             connection.execute(f"SET default_transaction_isolation TO '{_ISOLATION}'".encode())
             self._is_isolated = False
+        if not self.is_pooled:
+            connection.execute(_SET_MOST_IDLE, (_MOST_IDLE,), prepare=False)
         if not connection.autocommit:
             connection.commit()
         if theirs is not None:
             theirs(connection)
+        be_impatient(connection)
 
     def _look_at(self, connection: "psycopg.Connection[Any]") -> str:
         """Look whether a connection is one to the server itself; return the isolation that its statements have."""
-        pid, isolation = _one(psycopg.Cursor(connection, row_factory=tuple_row).execute(_WHO, prepare=False))
+        cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+        pid, isolation, clock = _one(cursor.execute(_WHO, prepare=False))
+        self._ahead = clock - time.monotonic()
         # What a pooler says at the start of a connection it has made up: nobody knows yet which the server's will be.
         if pid != connection.info.backend_pid or connection.prepare_threshold is None:
             self.is_pooled = True
@@ -284,7 +308,18 @@ class Server:
             connection = self._connection(stack, until)
             if not self._is_ready:
                 self._make_ready(connection)
+            if self._abandoned:
+                self._end_abandoned(connection)
             yield self._cursor_of(connection)
+
+    def _end_abandoned(self, connection: "psycopg.Connection[Any]") -> None:
+        """End what the server may still have of connections that were given up, before anything else is done."""
+        abandoned = [*self._abandoned]
+        if not self.is_pooled and connection.info.server_version >= _ENDS_FOR_SURE:
+            age = time.monotonic() - max(when for _, when in abandoned)
+            with connection.transaction():
+                connection.execute(_END_ABANDONED, ([pid for pid, _ in abandoned], age), prepare=False)
+        del self._abandoned[: len(abandoned)]
 
     def _cursor_of(self, connection: "psycopg.Connection[Any]") -> Cursor:
         return _Cursor(connection, self._schema, self.is_pooled)
@@ -296,10 +331,9 @@ class Server:
         while True:
             pool = self._pool()
             left = until - time.monotonic()
+            wait = max(left if pool is self._theirs else min(left, seconds), _AT_ONCE)
             try:
-                connection: psycopg.Connection[Any] = pool.getconn(
-                    max(left if pool is self._theirs else min(left, seconds), _AT_ONCE)
-                )
+                connection: psycopg.Connection[Any] = pool.getconn(wait)
             except PoolClosed:
                 if pool is self._theirs:
                     raise
@@ -316,9 +350,13 @@ class Server:
             pool.putconn(connection)  # which makes another in its place
         stack.callback(pool.putconn, connection)
         stack.callback(be_impatient, connection)
-        be_patient(connection)
+        be_patient(connection, self._abandoned)
         stack.enter_context(connection)
         return connection
+
+    def now(self) -> float:
+        """Return the time of day at the server, which is the same for all who use it; before that is known, here."""
+        return time.time() if self._ahead is None else self._ahead + time.monotonic()
 
     def timeout(self) -> float:
         """Return for how many seconds a call waits for a connection."""
@@ -401,7 +439,7 @@ class Server:
     def cursor_apart(self) -> Cursor:
         """Connect, and return a cursor of what is not of the pool; who asks for it closes its connection."""
         connection = self._connect()
-        be_patient(connection)
+        be_patient(connection, self._abandoned)
         return self._cursor_of(connection)
 
     def why_none(self) -> psycopg.Error | None:
@@ -431,7 +469,7 @@ class Server:
         """Begin anew in a fork, where connections are the parent's: they are kept, as to collect them may end them."""
         _inherited.append(self._own)
         self._own, self._lock, self._is_forked, self._is_ready = None, threading.Lock(), True, False
-        self._trial = None
+        self._trial, self._abandoned = None, []
 
     # Tables.
 
