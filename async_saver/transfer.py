@@ -149,9 +149,12 @@ async def acopy_saver(
             raise _sync_only(saver)
     if source is target:
         raise InvalidValueError("source and target are the same saver; to copy within one use acopy_thread()")
-    if isinstance(thread_ids, (str, bytes)):
-        raise InvalidTypeError("thread_ids wants an iterable of ids, not one string; pass a list")
-    chosen = [*dict.fromkeys(map(text, thread_ids))] if thread_ids is not None else await _thread_ids(source)
+    if thread_ids is None:
+        chosen = await _thread_ids(source)
+    elif isinstance(thread_ids, (str, bytes)) or not isinstance(thread_ids, Iterable):
+        raise InvalidTypeError(f"thread_ids wants ids, not a value of type {type(thread_ids).__name__}; pass a list")
+    else:
+        chosen = [*dict.fromkeys(map(text, thread_ids))]
     copy = _Copy(source, target, len(chosen), on_progress)
     left = iter(chosen)
     unregister = register_serde_event_listener(_note_type)

@@ -19,6 +19,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -404,6 +405,26 @@ async def test_writes_keep_the_order_in_which_they_were_listed(saver: AsyncSaver
     assert await acopy_saver(source, saver) == CopySummary(1, 0, 1, 0)
 
 
+class Mine(InMemorySaver):
+    """A saver that shows not all that it holds."""
+
+    async def alist(self, *args: Any, **kwargs: Any) -> AsyncIterator[CheckpointTuple]:
+        async for found in super().alist(*args, **kwargs):
+            if found.metadata.get("owner") == "me":
+                yield found
+
+
+@on_any_loop
+async def test_what_a_saver_does_not_show_is_not_copied() -> None:
+    """A subclass of one of LangGraph's savers is asked by its own methods only."""
+    source, target = Mine(), AsyncSaver()
+    for thread_id, owner in (("a", "me"), ("b", "you")):
+        await put(source, "1", thread_id=thread_id, metadata={"owner": "me", "step": 1} if owner == "me" else None)
+    await put(source, "2", thread_id="a", parent="1")
+    assert await acopy_saver(source, target) == CopySummary(1, 1, 0, 0)
+    assert await all_of(target.athread_ids()) == ["a"]
+
+
 class Large:
     """A value that counts how many of it there are."""
 
@@ -680,6 +701,40 @@ async def test_values_that_equal_nothing_are_compared_as_they_are_written(savers
             assert found.checkpoint["channel_values"]["point"].__class__ is Point
 
 
+class Cipher:
+    """Writes nothing twice alike, and hides nothing."""
+
+    def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
+        return "none", uuid4().bytes + plaintext
+
+    def decrypt(self, _: str, ciphertext: bytes) -> bytes:
+        return ciphertext[16:]
+
+
+@on_any_loop
+async def test_encrypted_values_are_compared_as_they_are_before() -> None:
+    """In either direction."""
+    plain, encrypted = AsyncSaver(), AsyncSaver(serde=EncryptedSerializer(Cipher()))
+    await put(plain, "1", {"point": [Point(x=math.nan)]})
+    await acopy_saver(plain, encrypted)
+    await acopy_saver(encrypted, AsyncSaver())
+    assert encrypted.storage["t"][""]["1"][0][0] == "msgpack+none"
+
+
+@on_asyncio
+async def test_what_postgres_savers_leave_out_of_metadata_is_not_missed(savers: Savers) -> None:
+    """LangGraph once had all writes in there."""
+    async with savers:
+        for other in kinds():
+            source, target = InMemorySaver(), await savers(other)
+            await put(source, "1", metadata={"step": 1, "writes": {"node": "x"}})
+            for _ in range(2):
+                await acopy_saver(source, target)
+            found = await target.aget_tuple(config())
+            assert found is not None
+            assert found.metadata.get("writes") == (None if other == "AsyncPostgresSaver" else {"node": "x"})
+
+
 # What is out of sight.
 
 
@@ -721,6 +776,59 @@ async def test_what_delta_channels_rest_on_comes_along(savers: Savers, frequency
             assert (await twin.aget_state(config())).values == (await graph.aget_state(config())).values
 
 
+async def _rest_on_one(saver: AsyncSaver) -> None:
+    """Checkpoint 1 goes out of sight, from which 2 and 3 were made: one has to rebuild d, the other one d and e."""
+    for number, parent, channels in (("0", None, "de"), ("1", "0", "de"), ("2", "1", "d"), ("3", "1", "de")):
+        made = checkpoint(number, {"x": number}, channel_versions=dict.fromkeys(["x", *channels], number))
+        metadata: Any = {"run_id": number, "counters_since_delta_snapshot": dict.fromkeys(channels, (1, 1))}
+        await saver.aput(at(checkpoint_id=parent), made, metadata, made["channel_versions"])
+        await saver.aput_writes(at(checkpoint_id=number), [("d", f"d{number}"), ("e", f"e{number}")], "task")
+    await saver.adelete_for_runs(["0", "1"])
+    assert await listed(saver, config()) == ["3", "2"]
+
+
+async def _rebuilt(saver: Saver) -> list[Any]:
+    find = saver.aget_delta_channel_history
+    return [(await find(config=at(checkpoint_id=one), channels=[*"de"])) for one in "23"]
+
+
+@on_any_loop
+async def test_two_branches_may_rest_on_one_checkpoint_that_is_out_of_sight(saver: AsyncSaver) -> None:
+    """It has what either of them needs, and is out of sight again."""
+    source, theirs = AsyncSaver(), InMemorySaver()
+    await _rest_on_one(source)
+    for target in (saver, theirs):
+        for _ in range(2):
+            await acopy_saver(source, target)
+            histories = await _rebuilt(target)
+            assert [one["d"] for one in histories] == [one["d"] for one in await _rebuilt(source)]
+            assert histories[1]["e"] == (await _rebuilt(source))[1]["e"] != {"writes": []}
+    assert await listed(saver, config()) == ["3", "2"]
+    assert await listed(theirs, config()) == ["3", "2", "1"]
+    again = AsyncSaver()
+    await acopy_saver(theirs, again)
+    assert (await _rebuilt(again))[1] == (await _rebuilt(source))[1]
+
+
+@on_any_loop
+async def test_what_should_be_out_of_sight_is_so_in_the_end(saver: AsyncSaver) -> None:
+    """Also where the copy was cancelled before it was."""
+    source = AsyncSaver()
+    await _rest_on_one(source)
+    with anyio.CancelScope() as scope, pytest.MonkeyPatch.context() as patch:
+
+        async def cancelled(_: object) -> None:
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+
+        patch.setattr(saver, "adelete_for_runs", cancelled)
+        await acopy_saver(source, saver)
+    assert await listed(saver, config()) == ["3", "2", "1"]
+    await acopy_saver(source, saver)
+    assert await listed(saver, config()) == ["3", "2"]
+    assert await _rebuilt(saver) == await _rebuilt(source)
+
+
 # What cannot be done.
 
 
@@ -736,6 +844,8 @@ async def test_bad_input() -> None:
         await acopy_saver(saver, saver)
     with pytest.raises(InvalidTypeError, match="pass a list"):
         await acopy_saver(saver, AsyncSaver(), thread_ids="t")
+    with pytest.raises(InvalidTypeError, match="of type int; pass a list"):
+        await acopy_saver(saver, AsyncSaver(), thread_ids=1)  # type: ignore[arg-type]
 
 
 @on_asyncio
