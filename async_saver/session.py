@@ -29,6 +29,7 @@ from async_saver.errors import (
     SessionError,
     SessionInterruptedError,
     SessionLostError,
+    StorageError,
     ThreadBusyError,
     shown,
 )
@@ -433,19 +434,27 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         line = self._queue()
         left, undo = line.left, self._strategy == "rollback"
         told = partial(_interrupt_from_elsewhere, ref(self))
-        while True:
-            lease = await self._store.acquire(
-                self.thread_id, self._name(), instead_of=left, undo=undo, on_interrupt=told
-            )
-            if lease is not None:
-                break
-            held = await self._store.lease(self.thread_id)
-            # After the look, as what it has seen may be a successor's.
-            if line.holder is not self or self._interrupted is not None:
-                raise self._interrupted_error()
-            left = await elsewhere.wait(held)
-            if line.holder is not self or self._interrupted is not None:
-                raise self._interrupted_error()
+        try:
+            while True:
+                # What a holder that was asked to end has stored can be undone once it has; until then it is not to
+                # be followed as one that nobody asked.
+                lease = None
+                if not elsewhere.has_asked:
+                    lease = await self._store.acquire(
+                        self.thread_id, self._name(), instead_of=left, undo=undo, on_interrupt=told
+                    )
+                if lease is not None:
+                    break
+                held = await self._store.lease(self.thread_id)
+                # After the look, as what it has seen may be a successor's.
+                if line.holder is not self or self._interrupted is not None:
+                    raise self._interrupted_error()
+                left = await elsewhere.wait(held)
+                if line.holder is not self or self._interrupted is not None:
+                    raise self._interrupted_error()
+        except BaseException:
+            await elsewhere.leave()
+            raise
         with guard:
             if not self._given_up:
                 self.lease = lease
@@ -642,13 +651,23 @@ class _Elsewhere:
         self._name = name
         self._until = anyio.current_time() + waits
         self._asked: Lease | None = None  # the holder that was asked to end
+        self._is_waiting = False
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether there is a holder that was asked to end."""
+        return self._asked is not None
 
     async def wait(self, held: Lease | None) -> Lease | None:
         """Wait a while for who holds it; return the lease that may be taken over, if there is one."""
         now = anyio.current_time()
         is_late = now >= self._until
+        if self._strategy == "reject" and held is None and not self._is_waiting:
+            self._is_waiting = True
+            return None  # it has become free just now, or others come before
+        self._is_waiting = True
         if self._strategy not in ("interrupt", "rollback"):
-            if is_late or (held is not None and self._strategy == "reject"):
+            if is_late or self._strategy == "reject":
                 who = (time.time(), "a session that came before") if held is None else (held.since, held.owner)
                 raise _busy_error(self._thread_id, *who, "pass a longer timeout, or another strategy")
         elif held is None:
@@ -660,9 +679,16 @@ class _Elsewhere:
             self._asked, self._until = held, now + self._timeout
             await self._store.interrupt(held, f"{self._strategy!r} by {self._name}")
         elif is_late:
+            self._asked = None
             return held
         await self._store.wait(self._thread_id, _LOOK if is_late else min(self._until - now, _LOOK))
         return None
+
+    async def leave(self) -> None:
+        """Wait no longer."""
+        if self._is_waiting:
+            with CancelScope(shield=True), suppress(StorageError):  # then nobody knows of it in a while
+                await self._store.leave_queue(self._thread_id)
 
 
 def _busy_error(thread_id: str, since: float, name: str, why: str) -> ThreadBusyError:

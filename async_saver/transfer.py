@@ -145,8 +145,6 @@ async def acopy_saver(
     for saver in (source, target):
         if not isinstance(saver, BaseCheckpointSaver):
             raise InvalidTypeError(f"source and target are savers of LangGraph's, not of type {type(saver).__name__}")
-        if type(saver).alist is BaseCheckpointSaver.alist:
-            raise _sync_only(saver)
     if source is target:
         raise InvalidValueError("source and target are the same saver; to copy within one use acopy_thread()")
     if thread_ids is None:

@@ -230,7 +230,7 @@ class Store(ABC):
         """Return the lease of a conversation that is held now."""
         return None
 
-    async def interrupt(self, lease: Lease, by: str) -> None:  # noqa: B027  (a store may do without)
+    async def interrupt(self, lease: Lease, by: str) -> None:  # noqa: B027  (a store may have no queue)
         """Ask the holder of a lease, in another process, to end; who asks is the next to have it.
 
         A store may do without it. Then a holder learns with its next write that it was replaced.
@@ -246,6 +246,9 @@ class Store(ABC):
         Who calls it again and again, between attempts to `acquire` it, may keep a place in a queue by that.
         """
         await sleep(min(_LOOK, seconds))
+
+    async def leave_queue(self, thread_id: str) -> None:  # noqa: B027  (a store may have no queue)
+        """Give up the place that `wait` may have kept, as nobody waits any more."""
 
     # Limits. A store may do without them, too.
 

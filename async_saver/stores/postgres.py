@@ -40,7 +40,17 @@ try:
     import async_saver.stores.postgres_edits as edits
     import async_saver.stores.postgres_limits as limits
     from async_saver.stores.postgres_keeper import Keeper
-    from async_saver.stores.postgres_leases import Acquire, Release, forget, guarded, held, interrupt, queue_up, renew
+    from async_saver.stores.postgres_leases import (
+        Acquire,
+        Release,
+        forget,
+        guarded,
+        held,
+        interrupt,
+        leave_queue,
+        queue_up,
+        renew,
+    )
     from async_saver.stores.postgres_reads import Get, Place, delta_history, read, read_page, version_text
     from async_saver.stores.postgres_server import Cursor, Server, error_of, is_of_all
     from async_saver.stores.postgres_writer import Change, Put, PutWrites, Writer, lock, lock_of
@@ -334,6 +344,12 @@ class PostgresStore(SweptStore):
         if is_due:
             await engine.of_leases(thread_id, partial(queue_up, thread_id=thread_id, place=engine.keeper.name))
         await engine.keeper.wait(place, seconds)
+
+    async def leave_queue(self, thread_id: str) -> None:
+        """See `Store.leave_queue`."""
+        engine = self._engine
+        engine.keeper.give_up(thread_id)
+        await engine.of_leases(thread_id, partial(leave_queue, thread_id=thread_id, place=engine.keeper.name))
 
     # Limits.
 
@@ -685,7 +701,7 @@ class _Engine(Swept):
             if self.touched and self.server.has_own:
                 await self.note_uses()
         finally:
-            self.keeper.end()
+            await self.keeper.end()
             for worker in self._workers:
                 await worker.end()
             self.server.close()

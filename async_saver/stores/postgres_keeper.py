@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from logging import getLogger
 from selectors import EVENT_READ, DefaultSelector
 from socket import socket, socketpair
 from typing import TypeVar
@@ -12,7 +13,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 import psycopg
-from anyio import move_on_after
+from anyio import move_on_after, sleep
 
 from async_saver.errors import AsyncSaverError
 from async_saver.guard import guard
@@ -23,6 +24,7 @@ from async_saver.stores.postgres_server import Cursor, Server
 
 __all__ = ["Keeper"]
 
+_log = getLogger(__name__)
 _T = TypeVar("_T")
 
 _RENEW = 10.0  # seconds between two times that leases are renewed
@@ -31,6 +33,7 @@ _LOOK_UNTOLD = 0.2  # seconds that who waits for a conversation waits where it t
 _PLACE_LASTS = 3.0  # seconds after which a place in a queue is given up that nobody waits in
 _REFRESH = 1.0  # seconds after which a place is asked for again
 _IDLE = 10.0  # seconds after which the thread ends that has nothing to keep
+_MOMENT = 0.005  # seconds between two looks whether the thread has ended
 _FORGET = 3600.0  # seconds between two times that old leases are forgotten
 
 
@@ -125,6 +128,11 @@ class Keeper:
             with move_on_after(min(seconds, _LOOK if self._hears else _LOOK_UNTOLD)):
                 await waiter.woken
 
+    def give_up(self, thread_id: str) -> None:
+        """Wait in a conversation's queue no longer."""
+        with guard:
+            self._places.pop(thread_id, None)
+
     def leave(self) -> threading.Thread | None:
         """Have the thread end, from anywhere, without waiting for it; return it if there is one."""
         with self._starting:
@@ -134,11 +142,15 @@ class Keeper:
                     self._rope.send(b"!")
         return thread
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Have the thread end; return when it has, or goes on as there is more to keep."""
         thread = self.leave()
-        while thread is not None and thread.is_alive() and (self._ends or self._thread is not thread):
-            thread.join(_LOOK)
+
+        def is_ending() -> bool:
+            return thread is not None and thread.is_alive() and (self._ends or self._thread is not thread)
+
+        while is_ending():  # noqa: ASYNC110  (an event of a loop is none of a thread's)
+            await sleep(_MOMENT)
 
     def _start(self) -> None:
         if self._thread is not None and not self._ends:
@@ -168,6 +180,8 @@ class Keeper:
                     self._keep()
                 except (psycopg.Error, AsyncSaverError):
                     self._disconnect()  # and again, by the next one
+                except Exception:
+                    _log.exception("what was to be done for the leases of this process has failed, and goes on")
                 if self._given or self._places:
                     until = time.monotonic() + _IDLE
                 self._rest(selector, bell)

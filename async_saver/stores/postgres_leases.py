@@ -32,6 +32,7 @@ __all__ = [
     "guarded",
     "held",
     "interrupt",
+    "leave_queue",
     "note_late",
     "queue_up",
     "renew",
@@ -254,6 +255,11 @@ def queue_up(cursor: Cursor, thread_id: str, place: str) -> None:
     """Take a place in a conversation's queue, or keep the one that there is."""
     values = {"thread_id": thread_id, "place": place, "sign": 1}
     cursor.execute(f"WITH asked AS (SELECT) {_QUEUE_UP}".encode(), values)
+
+
+def leave_queue(cursor: Cursor, thread_id: str, place: str) -> None:
+    """Give up a place in a conversation's queue."""
+    cursor.execute("DELETE FROM async_saver_waiting WHERE thread_id = %s AND place = %s", (thread_id, place))
 
 
 def interrupt(cursor: Cursor, server: Server, lease: Lease, by: str, place: str) -> None:
