@@ -296,6 +296,24 @@ async def test_calls_behind_one_that_waits_end_with_it(through: str, proxy: Prox
         await put(saver, "3")
 
 
+async def test_a_network_that_has_stalled_from_the_first(through: str, proxy: Proxy) -> None:
+    """Calls that come first wait for one attempt to connect, all together; then the same store works."""
+    async with opened(f"{through}?connect_timeout=2") as saver:
+        proxy.stall()
+        began = time.monotonic()
+
+        async def fail(call: Callable[[], Any]) -> None:
+            with pytest.raises(StorageError, match="cannot be reached"):
+                await call()
+
+        async with create_task_group() as group:
+            for call in (saver.acount, partial(put, saver, "1"), partial(saver.aget_tuple, config())):
+                group.start_soon(fail, call)
+        assert time.monotonic() - began < 3.5
+        proxy.go_on()
+        await put(saver, "1")
+
+
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("pool", [False, True], ids=["its own", "the user's"])
 async def test_what_takes_long_is_not_ended(through: str, other_server: Server, pool: bool) -> None:

@@ -38,6 +38,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.25, 2.0  # seconds after which a pool is asked ag
 _LAST_WAIT = 1.0  # seconds that a call has which has waited in a queue for so long that it should be over
 _STILL = 2.0  # seconds for which the answer is taken to be the same
 _WHY = 5  # seconds to find out why there is no connection
+_MOST_TIMES = 20  # that something is tried, as it may be what the server goes down with
 _AT_ONCE = 0.001  # seconds; a pool gives nothing for 0
 _ENDS_FOR_SURE = 140000  # the version from which on processes are waited for that are to end
 _RECONNECT = 0.5  # seconds that a pool tries to connect by itself; then it does when it is asked
@@ -375,7 +376,7 @@ class Server:
         What is asked for has to be such as may be done again.
         """
         is_first = number == 1
-        if not (is_lost(exc) or is_in_the_way(exc) or (is_first and is_read_only(exc))):
+        if not (is_lost(exc) or is_in_the_way(exc) or (is_first and is_read_only(exc))) or number >= _MOST_TIMES:
             return False
         pause = 0.0 if is_first and not is_in_the_way(exc) else uniform(0.5, 1) * min(0.02 * 2**number, 1.0)
         if time.monotonic() + pause >= until:
