@@ -324,12 +324,14 @@ async def test_what_takes_long_is_not_ended(through: str, other_server: Server, 
             with admin(through, other_server) as connection:
                 connection.execute("BEGIN")
                 connection.execute("LOCK TABLE checkpoints")
-                before = connections_of(through, other_server, connection)
+                waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' ORDER BY pid"
                 async with create_task_group() as group:
                     for call in (partial(put, saver, "2"), saver.acount):
                         group.start_soon(call)
+                    await happens(lambda: len(rows_of(connection, waiting)) == 2)
+                    first = rows_of(connection, waiting)
                     await anyio.sleep(2)
-                    assert {*before} <= {*connections_of(through, other_server, connection)}
+                    assert rows_of(connection, waiting) == first
                     connection.execute("COMMIT")
             assert await listed(saver, config()) == ["2", "1"]
 
@@ -339,7 +341,8 @@ async def test_what_was_under_way_is_not_done_later(unsteady: str, proxy: Proxy,
     """What a network that has stalled delivers in the end is not done any more, once something else was instead."""
     where = unsteady.replace(f"127.0.0.1:{other_server.port}", f"127.0.0.1:{proxy.port},127.0.0.1:{other_server.port}")
     async with opened(f"{where}?connect_timeout=2") as saver:
-        await put(saver, "1", {"x": [1]})
+        for _ in range(3):
+            await put(saver, "1", {"x": [1]})
         proxy.stall()
         await put(saver, "2", {"x": [2]})  # by the other way
         await saver.adelete_thread("t")

@@ -136,10 +136,8 @@ def _state_of(connection: "psycopg.Connection[Any]") -> Literal["active", "idle"
     try:
         vars(asking)["wait"] = _Patient(asking, patience=_ASKED).wait
         row = asking.execute(_STATE, (connection.info.backend_pid,), prepare=False).fetchone()
-    except UnansweredError:
-        return "gone"
     except psycopg.Error:
-        return "unknown"
+        return "unknown"  # as a pooler has no connection to the server left, or this one has stalled just now
     finally:
         asking.close()
     state = None if row is None else row[0]
