@@ -692,7 +692,7 @@ class Tuples(InMemorySaver):
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         found = super().get_tuple(config)
         counters: Any = {"counters_since_delta_snapshot": {"x": (1, 2)}}
-        return None if found is None else found._replace(metadata={**found.metadata, **counters})
+        return None if found is None else found._replace(metadata={**counters, **found.metadata})
 
 
 class Point(BaseModel):
