@@ -25,7 +25,7 @@ import pytest
 from anyio import create_task_group, to_thread
 from anyio.lowlevel import checkpoint as let_others_run
 
-from async_saver import AsyncSaver, AsyncSaverError, Retention, StorageBusyError, StorageError
+from async_saver import AsyncSaver, AsyncSaverError, Retention, SessionError, StorageBusyError, StorageError
 from tests.build import all_of, config, listed, put
 from tests.postgres import PASSWORD, Server, needed, new_database
 from tests.proxy import Proxy
@@ -97,6 +97,8 @@ class Load:
         unsettled: How many of these have stored nothing.
         torn: What has been found that is neither.
         longest: How many seconds a call took at most.
+        has_ended: Whether no task begins another call.
+        sessions: How many sessions have stored something.
         again_after: How many seconds after the end of the fault all of them had a call acknowledged.
     """
 
@@ -111,11 +113,12 @@ class Load:
         self._saver = saver
         self._programs = [Program(f"{seed} {number}") for number in range(tasks)]
         self._latest = [0.0] * tasks
-        self._ends = False
+        self.has_ended = False
+        self.sessions = 0
 
     async def _go_on(self, number: int) -> None:
         program = self._programs[number]
-        while not self._ends:
+        while not self.has_ended:
             before = copy.deepcopy(program.held)
             try:
                 began = time.monotonic()
@@ -193,7 +196,7 @@ class Load:
 
     def end(self) -> None:
         """Have each task end after its call."""
-        self._ends = True
+        self.has_ended = True
 
 
 def _full(contents: Contents) -> Contents:
@@ -461,15 +464,27 @@ async def test_a_server_that_restarts_under_load(unsteady: str, other_server: Se
 TERMINATED = 1000 if ALL else 50
 
 
+async def run_sessions(saver: AsyncSaver, load: Load) -> None:
+    """Have one session after the other, as long as there is load."""
+    number = 0
+    while not load.has_ended:
+        number += 1
+        with suppress(StorageError, SessionError):
+            async with saver.session("of sessions"):
+                await put(saver, f"{number:06}", {"x": number}, thread_id="of sessions")
+                load.sessions += 1
+
+
 async def test_connections_that_end_at_random(unsteady: str, other_server: Server) -> None:
-    """Nothing leaks: threads, descriptors and connections are as many as before."""
+    """Nothing leaks: threads, descriptors, connections and leases are as many as before."""
     draw, at_first = random.Random(5), workers()
     async with opened(unsteady) as saver:
-        async with loaded(saver, "to warm up"):
+        async with loaded(saver, "to warm up"), saver.session("of sessions"):
             pass
         gc.collect()
         before = (threading.active_count(), descriptors(), len(connections_of(unsteady, other_server)))
-        async with loaded(saver, f"{TERMINATED} connections ended") as load:
+        async with loaded(saver, f"{TERMINATED} connections ended") as load, create_task_group() as group:
+            group.start_soon(run_sessions, saver, load)
             with admin(unsteady, other_server) as connection:
                 ended = 0
                 while ended < TERMINATED:
@@ -479,6 +494,11 @@ async def test_connections_that_end_at_random(unsteady: str, other_server: Serve
                         ended += connection.execute("SELECT pg_terminate_backend(%s)", (victim,)).fetchone()[0]
                     await anyio.sleep(draw.uniform(0, 0.2))
             await load.again()
+            load.end()
+        assert load.sessions > 5
+        with admin(unsteady, other_server) as connection:
+            held = "SELECT count(*) FROM async_saver_leases WHERE held"
+            await happens(lambda: not rows_of(connection, held)[0][0])
         until(lambda: threading.active_count() <= before[0], "threads leak")
         until(lambda: len(connections_of(unsteady, other_server)) <= max(before[2], 4), "connections leak")
         until(lambda: descriptors() <= before[1] + 4, "descriptors leak")
