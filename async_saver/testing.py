@@ -1068,6 +1068,56 @@ async def _check_lease_cancelled(store: Store) -> None:
         _same(await _all(store.thread_ids()), ["u"], "what is left after a release with delete")
 
 
+async def _check_interrupt(store: Store) -> None:
+    """Who is asked for a lease is told, where a store tells; then its session can be undone also after its release."""
+    tells = type(store).interrupt is not Store.interrupt
+    for is_asked in (False, True):
+        await _resumable(store)
+        before, told = await _seen(store), list[str]()
+        lease = await store.acquire("t", "first", on_interrupt=told.append)
+        if lease is None:
+            _fail("the lease of t, which is free, was not given")
+        await _changes(store, [lease])["a put"]()
+        found = await store.lease("t")
+        if is_asked and found is not None:
+            await store.interrupt(found, "second")
+            for _ in range(100 if tells else 0):
+                if told:
+                    break
+                await anyio.sleep(0.01)
+        _same(told, ["second"] if is_asked and tells else [], "what the holder of a lease was told")
+        await _changes(store, [lease])["writes"]()
+        after = await _seen(store)
+        await store.release(lease)
+        await store.release(await _acquired(store, lease, undo=True))
+        is_undone = is_asked and tells
+        _same(await _seen(store), before if is_undone else after, f"what is left, asked: {is_asked}, and undone")
+
+
+async def _check_queue(store: Store) -> None:
+    """Waiting for a lease ends when its time does, and sooner when the lease is free; who was next gets it then."""
+    lease = await _acquired(store)
+    with anyio.fail_after(10):
+        for _ in range(3):
+            await store.wait("t", 0.01)
+    given: list[Lease] = []
+
+    async def come() -> None:
+        while (second := await store.acquire("t", "second")) is None:
+            await store.wait("t", 1)
+        given.append(second)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(come)
+            for _ in range(3):
+                await store.put("u", "", _record("1"), [])
+            _same((given, await store.release(lease)), ([], True), "what was given while it was held, and its release")
+    await store.leave_queue("t")
+    await store.release(given[0])
+    await store.release(await _acquired(store))
+
+
 async def _until_free(store: Store) -> None:
     """Wait for the end of a release that was cancelled, which may still be at work."""
     for _ in range(500):
@@ -1469,6 +1519,8 @@ _CHECKS_OF_LEASES: Sequence[_Check] = [
     _check_undo_new,
     _check_undo_only,
     _check_undo_others,
+    _check_interrupt,
+    _check_queue,
 ]
 
 _CHECKS_OF_LIMITS: Sequence[_Check] = [

@@ -451,6 +451,22 @@ class SweepsAncestors(MemoryStore):
         return await super().sweep()
 
 
+class TellsNobody(MemoryStore):
+    async def interrupt(self, lease: Lease, by: str) -> None:
+        """Do nothing."""
+
+
+class KeepsItsPlace(MemoryStore):
+    waiting = False
+
+    async def wait(self, thread_id: str, seconds: float) -> None:
+        self.waiting = True
+        await super().wait(thread_id, seconds)
+
+    async def acquire(self, thread_id: str, owner: str, **more: Any) -> Lease | None:
+        return None if self.waiting and owner != "second" else await super().acquire(thread_id, owner, **more)
+
+
 class TakesWhatIsLeased(MemoryStore):
     def _is_in_use(self, *args: Any) -> bool:
         return False
@@ -556,6 +572,8 @@ _BROKEN = {
     UndoesUnasked: "undo_only",
     UndoesWhatHasEnded: "undo_only",
     RestoresACopy: "undo_others",
+    TellsNobody: "interrupt",
+    KeepsItsPlace: "queue",
     FiguresOnlyGrow: "figures",
     CountsWhatIsHidden: "figures",
     KeepsToTheLastLimits: "retain",
