@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import anyio
+import anyio.lowlevel
 import psycopg
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -719,7 +720,7 @@ async def test_values_that_equal_nothing_are_compared_as_they_are_written(savers
             "point": Point(x=math.nan),
             "t": (1,),
         }
-        stored = await put(source, "1", values, metadata={"step": 1, "counters_since_delta_snapshot": {"x": (1, 2)}})
+        stored = await put(source, "1", values)
         await source.aput_writes(stored, [("point", Point(x=math.nan)), ("array", numpy.arange(3))], "task")
         for other in kinds():
             target = await savers(other)
