@@ -29,7 +29,6 @@ _ON_TRIO_OVER_POSTGRES = (
     "test_conformance",
     "test_machine",
     "test_semantics",
-    "test_sessions",
     "test_store_contract",
 )
 _OVER_POSTGRES = (
@@ -43,7 +42,6 @@ _OVER_POSTGRES = (
     "test_promises",
     "test_semantics",
     "test_sessions",
-    "test_sessions_across",
     "test_sessions_graphs",
     "test_sessions_mended",
     "test_store_contract",
