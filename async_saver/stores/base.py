@@ -206,7 +206,8 @@ class Store(ABC):
                 nobody has taken it since.
             undo: Undo in the same step what was stored with `instead_of` while that was held, in all namespaces: what
                 it added goes, what it replaced or deleted comes back. What others stored meanwhile stays, and what
-                they deleted does not come back.
+                they deleted does not come back. Where leases run out, likewise of one that this follows, if it was
+                never released.
             on_interrupt: Is called, from any worker thread, with the name of who asks the lease's holder to end, or has
                 taken its place: where that is another process, as the sessions of one process tell each other.
 

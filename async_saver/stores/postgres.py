@@ -670,7 +670,7 @@ class _Engine(Swept):
 
     async def acquire(self, work: "Acquire") -> Lease | None:
         """Have a lease be given; if the caller is cancelled, it is given back."""
-        is_alone = work.instead_of is None
+        is_alone = work.is_alone
         do = partial(self._with_leases, do=work.alone if is_alone else work.in_place)
         locked = [] if is_alone else [work.thread_id]
         change = Change(do, locked, is_alone=is_alone, committed=self.keeper.add)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
+from psycopg import Rollback
 from psycopg.types.json import Jsonb
 
 from async_saver.records import Lease, WriteRecord
@@ -92,7 +93,9 @@ places AS (
 notes AS (DELETE FROM async_saver_undo WHERE thread_id = %(thread_id)s AND EXISTS (SELECT FROM given))
 SELECT fence, extract(epoch FROM since)::float8 FROM given
 """
-_LEASE = "SELECT fence, held, asked IS NOT NULL FROM async_saver_leases WHERE thread_id = %s FOR UPDATE"
+_LEASE = f"""
+SELECT fence, held, asked IS NOT NULL, until < {_NOW} FROM async_saver_leases WHERE thread_id = %s FOR UPDATE
+"""
 # Who waits is told. What a session that was asked to end has stored can be undone until another one has the lease.
 _END = f"""
 WITH ended AS (
@@ -143,6 +146,11 @@ class Acquire:
         # By its holder's name a lease is found again, if the connection was lost as it was given.
         self._values = {"thread_id": thread_id, "owner": owner, "holder": uuid4().hex, "place": place}
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether `alone` does, as there is nothing that could be to undo."""
+        return self.instead_of is None and not self._undo
+
     def alone(self, cursor: Cursor) -> HeldLease | None:
         """Take it if it is free, by a statement that is a transaction."""
         return self._take(cursor, at_once=False)
@@ -150,11 +158,18 @@ class Acquire:
     def in_place(self, cursor: Cursor) -> HeldLease | None:
         """Take it in place of another one, or if it is free; nobody else writes to the conversation meanwhile."""
         former = self.instead_of
-        row = cursor.execute(_LEASE, (self.thread_id,)).fetchone()
-        is_former = row is not None and former is not None and row[0] == former.fence and (row[1] or row[2])
-        if is_former and self._undo and former is not None:
-            _undo(cursor, self.thread_id, former.fence)
-        return self._take(cursor, at_once=is_former)
+        row = cursor.execute(_LEASE.encode(), (self.thread_id,)).fetchone()
+        if row is None:
+            return self._take(cursor, at_once=False)
+        fence, is_held, was_asked, has_run_out = row
+        is_former = former is not None and fence == former.fence and (is_held or was_asked)
+        if not (self._undo and (is_former or (is_held and has_run_out))):
+            return self._take(cursor, at_once=is_former)
+        with cursor.connection.transaction() as step:
+            _undo(cursor, self.thread_id, fence)
+            if self._take(cursor, at_once=is_former) is None:  # others come before
+                raise Rollback(step)
+        return self.given
 
     def _take(self, cursor: Cursor, at_once: bool) -> HeldLease | None:
         row = cursor.execute(_GIVE.encode(), {**self._values, "at_once": at_once}).fetchone()
@@ -177,14 +192,14 @@ class Release:
         """Give it back; with a deletion, nobody else writes to the conversation meanwhile."""
         thread_id, fence = self._lease.thread_id, self._lease.fence
         if self._delete:
-            row = cursor.execute(_LEASE, (thread_id,)).fetchone()
+            row = cursor.execute(_LEASE.encode(), (thread_id,)).fetchone()
             if row is not None and row[0] == fence and row[1]:
                 delete(cursor, [thread_id], has_own=True)
         values = {"thread_id": thread_id, "fence": fence, "forget": self._delete, "channel": self._server.channel}
         row = cursor.execute(_END.encode(), values).fetchone()
         was_held = row is not None and row[0] > 0
         if not was_held and self._is_again:  # a lost connection may have done it
-            row = cursor.execute(_LEASE, (thread_id,)).fetchone()
+            row = cursor.execute(_LEASE.encode(), (thread_id,)).fetchone()
             was_held = row is not None and row[0] == fence + self._delete
         self._is_again = True
         return was_held

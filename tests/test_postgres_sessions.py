@@ -1,0 +1,447 @@
+"""Sessions in processes that share a database: real ones, of which some are killed, stopped, or cut off."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+psycopg = pytest.importorskip("psycopg")
+
+from async_saver import AsyncSaver  # noqa: E402
+from tests.build import config  # noqa: E402
+from tests.postgres import direct, needed, new_database  # noqa: E402
+from tests.postgres_worker import Peer, Peers, peers, turning  # noqa: E402
+
+LOOPS = ["asyncio", "trio"]
+HEARING = pytest.mark.parametrize("deaf", [False, True], ids=["told", "asks"])
+"""Whether processes are told by the server what happens, or have to ask."""
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """One database for all: each test has a conversation of its own."""
+    with new_database(needed()) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def all_peers(database: str) -> Iterator[Peers]:
+    """What makes processes."""
+    with peers() as made:
+        yield made
+
+
+class World:
+    """A conversation, the processes that are about it, and what the database has of it.
+
+    Attributes:
+        url: Of the database.
+        thread_id: The conversation.
+        db: Runs a statement.
+    """
+
+    _numbers = count()
+
+    def __init__(self, url: str, made: Peers, connection: "psycopg.Connection[Any]") -> None:
+        self.url = url
+        self.thread_id = f"conversation {next(self._numbers)}"
+        self.db = connection.execute
+        self._made = made
+
+    def peer(self, *, deaf: bool = False, **patched: float) -> Peer:
+        """Start a process that uses the database, with other figures in its keeper."""
+        peer = self._made.new(self.url, deaf=deaf)
+        if patched:
+            peer.do("patch", **patched)
+        return peer
+
+    def enter(self, peer: Peer, **options: Any) -> str:
+        """Have a process enter a session on the conversation; return its name when it has."""
+        return peer.enter(self.thread_id, **options)
+
+    def come(self, peer: Peer, *, waits: bool = False, **options: Any) -> str:
+        """Have a process come for a session; return its name at once, or when it has its place in the queue."""
+        before = len(self.queue())
+        job = peer.come(self.thread_id, **options)
+        if waits:
+            until(lambda: len(self.queue()) > before)
+        return job
+
+    def queue(self) -> list[float]:
+        """For how many seconds each place in the queue is kept."""
+        rows = self.db(
+            "SELECT extract(epoch FROM until - clock_timestamp())::float8 FROM async_saver_waiting"
+            " WHERE thread_id = %s AND until > clock_timestamp()",
+            (self.thread_id,),
+        )
+        return [seconds for (seconds,) in rows]
+
+    def lasts(self) -> float:
+        """Until when the lease lasts."""
+        row = self.db(
+            "SELECT extract(epoch FROM until)::float8 FROM async_saver_leases WHERE thread_id = %s", (self.thread_id,)
+        ).fetchone()
+        assert row is not None
+        return float(row[0])
+
+    def let_time_pass(self) -> None:
+        """Let it be later than the lease lasts that nobody has renewed, and than places in the queue are kept."""
+        for table in ("leases", "waiting"):
+            self.db(
+                f"UPDATE async_saver_{table} SET until = clock_timestamp() - interval '1 s' WHERE thread_id = %s",
+                (self.thread_id,),
+            )
+
+    def state(self) -> list[tuple[str, int]]:
+        """The checkpoints that are there, and how many writes each has."""
+        rows = self.db(
+            """
+            SELECT c.checkpoint_id, (SELECT count(*) FROM checkpoint_writes w
+                WHERE w.thread_id = c.thread_id AND w.checkpoint_id = c.checkpoint_id)
+            FROM checkpoints c WHERE c.thread_id = %s ORDER BY 1
+            """,
+            (self.thread_id,),
+        )
+        return rows.fetchall()
+
+    def rows(self) -> list[Any]:
+        """Everything that is stored of it."""
+        return [
+            self.db(f"SELECT * FROM {table} WHERE thread_id = %s ORDER BY 1, 2, 3, 4", (self.thread_id,)).fetchall()
+            for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+        ]
+
+
+@pytest.fixture
+def world(database: str, all_peers: Peers) -> Iterator[World]:
+    """A new conversation; in the end its processes are gone."""
+    with psycopg.connect(direct(database), autocommit=True) as connection:
+        try:
+            yield World(database, all_peers, connection)
+        finally:
+            all_peers.end_all()
+
+
+def until(is_so: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+# Exclusion.
+
+
+def check_turns(url: str, folder: Path, names: list[str], turns: int, conversations: int) -> None:
+    """Look that every turn is there with its answer, and that the fences of each conversation grow."""
+    with AsyncSaver.from_conn_string(url) as saver:
+        graph, found = turning(saver), []
+        for number in range(conversations):
+            said = graph.get_state(config(f"t{number}", ns=None)).values["turns"]
+            assert [f"{turn}!" for turn in said[::2]] == said[1::2]
+            found += said[::2]
+            fences = [int(line.split()[0]) for line in (folder / f"t{number}").read_text().splitlines()]
+            assert len(fences) == len(said[::2])
+            assert fences == sorted({*fences})
+    assert sorted(found) == sorted(f"{name} {number}" for name in names for number in range(turns))
+
+
+def test_no_turn_is_lost_and_no_two_are_at_once(world: World, tmp_path: Path) -> None:
+    """Four processes, each with several tasks, run graphs on the same conversations."""
+    names = ["a", "b", "c", "d"]
+    running = [(world.peer(), name) for name in names]
+    options = {"turns": 25, "conversations": 5, "folder": str(tmp_path), "at_once": 3}
+    jobs = [(peer, peer.tell("turns", name=name, **options)) for peer, name in running]
+    for peer, job in jobs:
+        peer.hear(job, "done", seconds=60)
+    check_turns(world.url, tmp_path, names, 25, 5)
+
+
+# A holder that is killed.
+
+
+def test_what_a_killed_process_held_is_free_when_its_lease_has_run_out(world: World) -> None:
+    """And not before; what it had acknowledged is there."""
+    holder, other = world.peer(), world.peer(_LOOK=0.1)
+    session = world.enter(holder)
+    holder.order(session, "put", at="1")
+    holder.order(session, "put_writes", at="1")
+    holder.kill()
+    lasts = world.lasts() - time.time()
+    assert 20 < lasts <= 30
+    job = world.come(other, waits=True)
+    assert other.hears_nothing(job, 0.5)
+    world.let_time_pass()
+    other.hear(job, "entered")
+    assert world.state() == [("1", 1)]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_rollback_undoes_what_a_killed_process_has_stored(world: World, waits: bool) -> None:
+    """Whether it waits for the lease to run out, or comes after that."""
+    holder, other = world.peer(), world.peer(_LOOK=0.1)
+    before = begin(world, holder)
+    holder.kill()
+    if waits:
+        job = world.come(other, waits=True, multitask_strategy="rollback")
+        world.let_time_pass()
+    else:
+        world.let_time_pass()
+        job = world.come(other, multitask_strategy="rollback")
+    other.hear(job, "entered")
+    assert world.rows() == before
+
+
+def begin(world: World, peer: Peer) -> list[Any]:
+    """Have a process store something, and then in a session replace, delete and add; return what was there before."""
+    session = world.enter(peer)
+    peer.order(session, "put", at="1")
+    peer.order(session, "put_writes", at="1")
+    peer.order(session, "put", at="2")
+    peer.leave(session)
+    before = world.rows()
+    session = world.enter(peer)
+    for order, checkpoint_id in (("put", "1"), ("delete_for_runs", "2"), ("put", "3"), ("put_writes", "3")):
+        assert peer.order(session, order, at=checkpoint_id)["said"] == "done"
+    assert world.rows() != before
+    return before
+
+
+@pytest.mark.parametrize("table", ["async_saver_runs", "checkpoints", "checkpoint_blobs", "async_saver_waiting"])
+def test_who_is_killed_while_it_undoes_has_undone_nothing(world: World, table: str) -> None:
+    """At whatever statement of it; the next one undoes it all."""
+    holder, other, third = world.peer(), world.peer(), world.peer()
+    before = begin(world, holder)
+    after = world.rows()
+    holder.kill()
+    world.let_time_pass()
+    with psycopg.connect(direct(world.url)) as blocking:
+        blocking.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+        world.come(other, multitask_strategy="rollback")
+        until(lambda: is_blocked(world))
+        other.kill()
+    until(lambda: not is_blocked(world))
+    assert world.rows() == after
+    world.enter(third, multitask_strategy="rollback")
+    assert world.rows() == before
+
+
+def is_blocked(world: World) -> bool:
+    """Tell whether a transaction waits for another."""
+    row = world.db("SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted"
+                   " AND a.datname = current_database()").fetchone()  # fmt: skip
+    return row is not None and row[0] > 0
+
+
+def test_who_is_killed_after_it_has_undone_leaves_it_undone(world: World) -> None:
+    """And there is nothing more to undo for the next one."""
+    holder, other, third = world.peer(), world.peer(), world.peer()
+    before = begin(world, holder)
+    holder.kill()
+    world.let_time_pass()
+    world.enter(other, multitask_strategy="rollback")
+    other.kill()
+    world.let_time_pass()
+    world.enter(third, multitask_strategy="rollback")
+    assert world.rows() == before
+
+
+# A holder that lives.
+
+
+def test_a_lease_is_renewed_while_the_event_loop_is_blocked(world: World) -> None:
+    """By a worker thread that waits for no loop."""
+    holder = world.peer(_RENEW=0.1, _LOOK=0.1)
+    session = world.enter(holder)
+    holder.tell("tell", session, order="block", seconds=20)
+    world.let_time_pass()
+    for _ in range(3):
+        lasts = world.lasts()
+        until(lambda lasts=lasts: world.lasts() > lasts, 10)
+    assert world.lasts() > time.time() + 20
+    assert holder.hears_nothing(session)
+
+
+# Interrupting.
+
+
+@HEARING
+@pytest.mark.parametrize("kind", LOOPS)
+@pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
+def test_who_awaits_something_for_ever_is_interrupted_from_another_process(
+    world: World, strategy: str, kind: str, deaf: bool
+) -> None:
+    """Soon; what it stores while it unwinds is there for the next one, or undone with the rest."""
+    if kind == "trio":
+        pytest.importorskip("trio")
+    holder, other = world.peer(deaf=deaf), world.peer(deaf=deaf)
+    session = world.enter(holder, kind=kind, unwinding="2")
+    holder.order(session, "put", at="1")
+    holder.order(session, "wait")
+    job = world.come(other, multitask_strategy=strategy)
+    failed = holder.hear(session, "failed", seconds=5)
+    assert failed["error"] == "SessionInterruptedError"
+    assert f"{strategy!r} by the asyncio task" in failed["message"]
+    assert f"process {other.pid}" in failed["message"]
+    other.hear(job, "entered", seconds=5)
+    assert world.state() == ([("1", 0), ("2", 0)] if strategy == "interrupt" else [])
+
+
+@HEARING
+@pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
+@pytest.mark.parametrize("writes", [True, False])
+def test_sync_code_learns_at_its_next_write_or_at_its_exit(
+    world: World, strategy: str, writes: bool, deaf: bool
+) -> None:
+    """That another process has taken its place, after the time that it was given."""
+    holder, other = world.peer(deaf=deaf), world.peer(deaf=deaf)
+    session = world.enter(holder, kind="sync")
+    holder.order(session, "put", at="1")
+    job = world.come(other, multitask_strategy=strategy, timeout=0.2)
+    other.hear(job, "entered", seconds=10)
+    holder.tell("tell", session, order="put" if writes else "leave", at="2")
+    assert holder.hear(session, "failed")["error"] in ("SessionInterruptedError", "SessionLostError")
+    assert world.state() == ([("1", 0)] if strategy == "interrupt" else [])
+
+
+def test_an_interrupter_that_is_killed_holds_nobody_up_for_long(world: World) -> None:
+    """For no longer than its place is kept, which is 5 seconds; then those have their turns who wait."""
+    holder, dead, other = world.peer(), world.peer(), world.peer(_LOOK=0.1)
+    session = world.enter(holder, kind="sync")
+    world.come(dead, waits=True, multitask_strategy="interrupt")
+    dead.kill()
+    [kept] = world.queue()
+    assert kept <= 5
+    holder.leave(session)
+    job = world.come(other, waits=True)
+    assert other.hears_nothing(job, 0.2)
+    world.db("UPDATE async_saver_waiting SET until = clock_timestamp() WHERE thread_id = %s AND ticket < 0",
+             (world.thread_id,))  # fmt: skip
+    other.hear(job, "entered", seconds=5)
+
+
+# Waiting.
+
+
+@HEARING
+def test_who_waits_enters_soon_after_the_other_process_has_left(world: World, deaf: bool) -> None:
+    """Told, far sooner than once a second, when it looks; else as soon as it asks."""
+    holder, other = world.peer(deaf=deaf), world.peer(deaf=deaf)
+    latencies = []
+    for _ in range(3):
+        session = world.enter(holder)
+        job = world.come(other, waits=True)
+        assert other.hears_nothing(job, 0.1)
+        left = holder.leave(session)["at"]
+        latencies.append(other.hear(job, "entered", seconds=5)["at"] - left)
+        other.leave(job)
+    assert min(latencies) < 0.6
+
+
+def test_processes_take_turns(world: World, tmp_path: Path) -> None:
+    """Neither of two that want a conversation again and again has it many times in a row while the other waits."""
+    options = {"turns": 15, "conversations": 1, "folder": str(tmp_path)}
+    running = [(world.peer(), name) for name in "ab"]
+    for peer, job in [(peer, peer.tell("turns", name=name, **options)) for peer, name in running]:
+        peer.hear(job, "done", seconds=60)
+    had = [line.split()[1] for line in (tmp_path / "t0").read_text().splitlines()]
+    both = "".join(had).strip("a" if had[0] == "a" else "b")
+    both = both.rstrip(both[-1])  # without what either did before the other came, or after it had ended
+    assert "aaaa" not in both
+    assert "bbbb" not in both
+    assert both.count("ab") >= 5
+
+
+def test_those_who_wait_come_in_the_order_in_which_they_came(world: World) -> None:
+    """Whichever processes they are from."""
+    holder, *others = (world.peer() for _ in range(4))
+    session = world.enter(holder)
+    jobs = [(peer, world.come(peer, waits=True)) for peer in others]
+    holder.leave(session)
+    fences = []
+    for peer, job in jobs:
+        fences.append(peer.hear(job, "entered")["fence"])
+        peer.leave(job)
+    assert fences == sorted(fences)
+
+
+def test_reject_names_the_holder_in_another_process_at_once(world: World) -> None:
+    """And leaves no place in the queue."""
+    holder, other = world.peer(), world.peer()
+    world.enter(holder)
+    failed = other.hear(world.come(other, multitask_strategy="reject"), "failed", seconds=5)
+    assert failed["error"] == "ThreadBusyError"
+    assert f"of process {holder.pid}" in failed["message"]
+    assert world.queue() == []
+
+
+def test_a_timeout_that_runs_out_leaves_no_place_in_the_queue(world: World) -> None:
+    """It ends in an error when it should; the others are not held up."""
+    holder, other, third = world.peer(), world.peer(), world.peer()
+    session = world.enter(holder)
+    begun = time.time()
+    failed = other.hear(world.come(other, timeout=0.5), "failed")
+    assert failed["error"] == "ThreadBusyError"
+    assert 0.5 <= failed["at"] - begun < 3
+    until(lambda: world.queue() == [], 2)
+    holder.leave(session)
+    third.hear(world.come(third), "entered", seconds=2)
+
+
+# Fences.
+
+
+def test_who_has_lost_its_lease_while_it_was_stopped_stores_nothing_more(world: World) -> None:
+    """By whatever call that writes."""
+    holder, other = world.peer(), world.peer()
+    source = world.enter(other)
+    other.order(source, "put", at="1")
+    other.leave(source)
+    source_id, world.thread_id = world.thread_id, f"{world.thread_id}'s copy"
+    session = world.enter(holder)
+    assert holder.order(session, "copy", source=source_id)["said"] == "done"
+    assert holder.order(session, "put", at="2")["said"] == "done"
+    holder.send(signal.SIGSTOP)
+    world.let_time_pass()
+    taken = world.enter(other)
+    other.leave(taken)
+    before = world.rows()
+    holder.send(signal.SIGCONT)
+    orders: list[tuple[str, dict[str, str]]] = [
+        ("put", {"at": "3"}),
+        ("put_writes", {"at": "2"}),
+        ("delete", {}),
+        ("prune", {}),
+        ("copy", {"source": source_id}),
+        ("delete_for_runs", {"at": "2"}),
+    ]
+    for order, values in orders:
+        assert holder.order(session, order, **values).get("error") == "SessionLostError", order
+    assert world.rows() == before
+    assert holder.leave(session)["error"] == "SessionLostError"
+
+
+def test_what_is_stored_at_the_moment_of_the_take_over_is_before_it_or_refused(world: World) -> None:
+    """The next one sees at its beginning all that the former one ever stores, and all that was acknowledged."""
+    former, other = world.peer(), world.peer(_LOOK=0.02)
+    for number in range(8):
+        session = world.enter(former)
+        ids = [f"{number} {step:05}" for step in range(5_000)]
+        job = world.come(other, waits=True)
+        former.tell("tell", session, order="race", ids=ids)
+        former.hear(session, "racing")
+        world.let_time_pass()
+        other.hear(job, "entered")
+        other.order(job, "put", at=f"{number} next")
+        at_first = world.state()
+        raced = former.hear(session, "raced")
+        assert raced["error"] == "SessionLostError"
+        assert world.state() == at_first
+        assert [one for one, _ in at_first if one in ids] == raced["stored"]
+        former.leave(session)
+        other.leave(job)
