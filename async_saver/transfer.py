@@ -121,7 +121,7 @@ async def acopy_saver(
         ThreadExistsError: The target has a conversation of this `thread_id` that is not the source's.
         TransferError: What the target gives back is not what the source gave; or reading or writing failed, for which
             see its `__cause__`. The others that are under way come to their end before.
-        InvalidTypeError: A saver is none, or has no async methods; or `thread_ids` is one string.
+        InvalidTypeError: A saver is none, or has no async methods; or `thread_ids` is one string, or has None in it.
         InvalidValueError: Source and target are the same saver.
 
     Example:
@@ -152,7 +152,10 @@ async def acopy_saver(
     elif isinstance(thread_ids, (str, bytes)) or not isinstance(thread_ids, Iterable):
         raise InvalidTypeError(f"thread_ids wants ids, not a value of type {type(thread_ids).__name__}; pass a list")
     else:
-        chosen = [*dict.fromkeys(map(text, thread_ids))]
+        given = [*thread_ids]
+        if None in given:
+            raise InvalidTypeError("None stands in thread_ids, where an id is wanted")
+        chosen = [*dict.fromkeys(map(text, given))]
     copy = _Copy(source, target, len(chosen), on_progress)
     left = iter(chosen)
     unregister = register_serde_event_listener(_note_type)

@@ -877,6 +877,8 @@ async def test_bad_input() -> None:
         await acopy_saver(saver, saver)
     with pytest.raises(InvalidTypeError, match="pass a list"):
         await acopy_saver(saver, AsyncSaver(), thread_ids="t")
+    with pytest.raises(InvalidTypeError, match="None stands in thread_ids"):
+        await acopy_saver(saver, AsyncSaver(), thread_ids=["t", None])
     with pytest.raises(InvalidTypeError, match="of type int; pass a list"):
         await acopy_saver(saver, AsyncSaver(), thread_ids=1)  # type: ignore[arg-type]
 
