@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -257,17 +257,24 @@ async def test_a_network_that_stalls_for_a_while(through: str, proxy: Proxy, sec
     assert load.longest < 45
 
 
-@pytest.mark.parametrize("pool", [False, True], ids=["its own", "the user's"])
 @pytest.mark.usefixtures("hurried")
-async def test_a_network_that_stalls_for_long(through: str, proxy: Proxy, pool: bool) -> None:
+async def test_a_network_that_stalls_for_long(through: str, proxy: Proxy) -> None:
     """Every call, those that were made meanwhile too, ends by the time that is documented, and says why."""
-    with pool_on(through, timeout=1, kwargs={"connect_timeout": 2}) if pool else nullcontext(through) as where:
-        options = {} if pool else {"pool_kwargs": {"timeout": 1}}
-        async with opened(where, **options) as saver, loaded(saver, f"stalled for long, {pool=}") as load:
+    with pool_on(through, timeout=1, kwargs={"connect_timeout": 2}) as pool:
+        async with AsyncExitStack() as stack:
+            loads = []
+            for name, where, options in (
+                ("its own", through, {"pool_kwargs": {"timeout": 1}}),
+                ("the user's", pool, {}),
+            ):
+                saver = await stack.enter_async_context(opened(where, **options))
+                loads.append(await stack.enter_async_context(loaded(saver, f"stalled for long, pool: {name}")))
             proxy.stall()
             await anyio.sleep(4)
             proxy.go_on()
-            await load.again()
+            for load in loads:
+                await load.again()
+    for load in loads:
         assert load.errors
         # The pool's timeout, or what a statement takes that begins just before it is over; and to find out why.
         assert load.longest < 1 + 0.5 + 2 + 2 + 1.5
@@ -387,27 +394,25 @@ async def test_locks_of_a_process_that_is_cut_off(
         assert await listed(saver, config()) == ["2", "1"]
 
 
-@pytest.mark.parametrize("way", ["close", "exit"])
-def test_a_process_ends_while_the_network_stalls(anyio_backend: str, through: str, proxy: Proxy, way: str) -> None:
-    """Also in the midst of calls."""
-    script = f"""
-import asyncio, logging, time, warnings
+ENDING = """
+import asyncio, logging, sys, warnings
 logging.disable()
 from async_saver import AsyncSaver, StorageError
 from async_saver.stores import postgres_patience, postgres_server
 from async_saver.stores.postgres import PostgresStore
 from tests.build import config, put
 postgres_patience._PATIENCE, postgres_patience._ASKED, postgres_server._WHY = 0.5, 2, 2
+url, way = sys.argv[1:]
 
 async def main():
-    saver = AsyncSaver(store=PostgresStore({through + "?connect_timeout=2"!r}, pool_kwargs={{"timeout": 1}}))
+    saver = AsyncSaver(store=PostgresStore(url, pool_kwargs={"timeout": 1}))
     await put(saver, "1")
     print("stall", flush=True)
     input()
-    calls = [asyncio.create_task(put(saver, "2", thread_id=f"{{number}}")) for number in range(20)]
+    calls = [asyncio.create_task(put(saver, "2", thread_id=f"{number}")) for number in range(20)]
     calls += [asyncio.create_task(saver.aget_tuple(config())) for number in range(20)]
     await asyncio.sleep(0.1)
-    if {way!r} == "close":
+    if way == "close":
         await saver._shared.store.close()
         print(sum(isinstance(one, StorageError) for one in await asyncio.gather(*calls, return_exceptions=True)))
     else:
@@ -417,19 +422,30 @@ async def main():
 
 asyncio.run(main())
 """
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        try:
+
+
+def test_processes_end_while_the_network_stalls(anyio_backend: str, through: str, proxy: Proxy) -> None:
+    """Those that close their savers and those that do not, in the midst of calls."""
+    with ExitStack() as stack:
+        processes = {}
+        for way in ("close", "exit"):
+            command = [sys.executable, "-c", ENDING, f"{through}?connect_timeout=2", way]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+            processes[way] = stack.enter_context(process)
+            stack.callback(process.kill)
+        for process in processes.values():
             assert process.stdout is not None
             assert process.stdout.readline() == "stall\n"
-            proxy.stall()
-            began = time.monotonic()
-            told, _ = process.communicate("\n", timeout=30)
-        finally:
-            process.kill()
-        assert process.returncode == 0
+        proxy.stall()
+        began = time.monotonic()
+        for process in processes.values():
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        told = {way: process.communicate(timeout=30)[0].split() for way, process in processes.items()}
+        assert told == {"close": ["40"], "exit": []}
+        assert all(process.returncode == 0 for process in processes.values())
         assert time.monotonic() - began < 15
-        assert told.split() == (["40"] if way == "close" else [])
 
 
 async def test_connections_that_a_network_drops(through: str, proxy: Proxy) -> None:
@@ -448,16 +464,16 @@ async def test_connections_that_a_network_drops(through: str, proxy: Proxy) -> N
 # A server that restarts.
 
 
-@pytest.mark.parametrize("crash", [False, True])
-async def test_a_server_that_restarts_under_load(unsteady: str, other_server: Server, crash: bool) -> None:
-    """It is away for two seconds. Calls wait for it; only a copy whose commit was under way may come to an error."""
-    async with opened(unsteady) as saver, loaded(saver, f"restart, {crash=}") as load:
-        await to_thread.run_sync(partial(other_server.stop, crash=crash))
-        await anyio.sleep(2)
-        await to_thread.run_sync(other_server.start)
-        await load.again()
-        await load.calls(2)
-    assert len(load.errors) <= 2
+async def test_a_server_that_restarts_under_load(unsteady: str, other_server: Server) -> None:
+    """It is away for two seconds, and has crashed. Calls wait; only a copy that was under way may come to an error."""
+    async with opened(unsteady) as saver, loaded(saver, "restart, crash") as load:
+        for crash in (False, True):
+            await to_thread.run_sync(partial(other_server.stop, crash=crash))
+            await anyio.sleep(1 if crash else 2)
+            await to_thread.run_sync(other_server.start)
+            await load.again()
+            await load.calls(2)
+    assert len(load.errors) <= 4
     assert load.longest < 10
 
 
@@ -742,24 +758,25 @@ from tests.build import config, put
 async def main():
     retention = Retention(ttl=600)
     async with AsyncSaver(store=PostgresStore(sys.argv[1]), retention=retention) as saver:
-        await put(saver, "1", thread_id="theirs")
+        await put(saver, "1", thread_id=f"theirs {ahead}")
         await saver.aget_tuple(config("ours"))
-        print(await saver.asweep(), await saver.acount())
+        assert await saver.asweep() == 0
+        assert await saver.aget_tuple(config("ours")) is not None
 
 asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("ahead", [-7200, 7200])
-async def test_clocks_of_two_processes_that_differ(database: str, ahead: int) -> None:
-    """By hours, with limits of minutes: neither takes what the other one uses for unused. The clock is the server's."""
+async def test_clocks_of_processes_that_differ(database: str) -> None:
+    """By hours, with limits of minutes: none takes what the others use for unused. The clock is the server's."""
     retention = Retention(ttl=600)
     async with AsyncSaver(store=PostgresStore(database), retention=retention) as saver:
         await put(saver, "1", thread_id="ours")
-        command = [sys.executable, "-c", OTHER_CLOCK, database, str(ahead)]
-        other = await anyio.run_process(command, cwd=ROOT)
-        assert other.stdout.split() == [b"0", b"2"]
+        commands = [[sys.executable, "-c", OTHER_CLOCK, database, f"{ahead}"] for ahead in (-7200, 7200)]
+        async with create_task_group() as group:
+            for command in commands:
+                group.start_soon(partial(anyio.run_process, command, cwd=ROOT, stderr=None))
         assert await saver.asweep() == 0
-        assert await saver.acount() == 2
+        assert await saver.acount() == 3
         used = rows(database, "SELECT abs(used - extract(epoch FROM now())) < 300 FROM async_saver_threads")
-        assert used == [(True,), (True,)]
+        assert used == [(True,)] * 3
