@@ -367,7 +367,7 @@ class PostgresStore(SweptStore):
             await engine.edit(forget)
         while await engine.edit(partial(limits.adopt, now=self._now())):
             await keep_pace()
-        while await engine.edit(partial(limits.set_right, now=self._now(), since=min(self._since, self._now()))):
+        while await engine.edit(partial(limits.set_right, now=self._now(), since=self._since)):
             await keep_pace()
         evicted = 0
         if retention.ttl is not None:

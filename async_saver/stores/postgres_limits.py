@@ -74,6 +74,7 @@ def note_uses(cursor: Cursor, uses: Mapping[str, float], lifetime: float | None)
     cursor.execute(_USE.encode(), {"ids": [*uses], "uses": [*uses.values()], "lifetime": lifetime})
 
 
+_SOON = 60.0  # seconds by which two that know the time may differ: what was used just now must not seem long unused
 _SET_RIGHT = """
 UPDATE async_saver_threads SET used = %(until)s WHERE thread_id = ANY(%(ids)s) AND used > %(now)s
 """
@@ -82,9 +83,10 @@ _TOO_LATE = "SELECT thread_id FROM async_saver_threads WHERE used > %(now)s LIMI
 
 def set_right(cursor: Cursor, now: float, since: float) -> bool:
     """Take what was used in the future, by another clock, for used when the limits began; tell if there is more."""
-    ids = _ids(cursor, _TOO_LATE, {"now": now, "most": MOST})
+    late = now + _SOON
+    ids = _ids(cursor, _TOO_LATE, {"now": late, "most": MOST})
     lock(cursor, ids)
-    cursor.execute(_SET_RIGHT, {"ids": ids, "now": now, "until": min(since, now)})
+    cursor.execute(_SET_RIGHT, {"ids": ids, "now": late, "until": min(since, now)})
     return len(ids) >= MOST
 
 

@@ -276,8 +276,11 @@ class Server:
     def _look_at(self, connection: "psycopg.Connection[Any]") -> str:
         """Look whether a connection is one to the server itself; return the isolation that its statements have."""
         cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+        before = time.monotonic()
         pid, isolation, clock = _one(cursor.execute(_WHO, prepare=False))
-        self._ahead = clock - time.monotonic()
+        least, most = clock - time.monotonic(), clock - before
+        if self._ahead is None or not least <= self._ahead <= most:  # else what is known is as good, or better
+            self._ahead = (least + most) / 2
         # What a pooler says at the start of a connection it has made up: nobody knows yet which the server's will be.
         if pid != connection.info.backend_pid or connection.prepare_threshold is None:
             self.is_pooled = True
