@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [one for one in items if not _is_one_too_many(one)]
     for beginning, why in LEFT_OUT.get(THROUGH or "", {}).items():
         for item in items:
-            if item.name.startswith(beginning):
+            if f"{item.path.stem}::{item.name}".startswith(beginning):
                 item.add_marker(pytest.mark.skip(reason=f"over {THROUGH}: {why}"))
 
 

@@ -56,8 +56,14 @@ assert THROUGH in (None, "pgbouncer", "unprepared"), f"ASYNC_SAVER_THROUGH is un
 
 LEFT_OUT: dict[str, dict[str, str]] = {
     "pgbouncer": {
-        "test_a_pool_of_the_users_is_used_as_it_is[all is prepared": "the user's own pool prepares its own statements",
-    }
+        "test_postgres::test_a_pool_of_the_users_is_used_as_it_is[all is": "that pool prepares statements itself",
+        "test_postgres_faults::": "it is about the network between a store and its server, and what that tells of both",
+    },
+    # Where there may be a pooler, the store does not know which of the server's processes is whose.
+    "unprepared": {
+        "test_postgres_faults::test_what_was_under_way_is_not_done_later": "no process is ended",
+        "test_postgres_faults::test_locks_of_a_process_that_is_cut_off": "no process is told when to end",
+    },
 }
 """What tests are not run when all stores connect in another way, by the beginning of their names, and why."""
 

@@ -57,7 +57,7 @@ from tests.graphs import (
     says,
     turn,
 )
-from tests.postgres import create_database, needed
+from tests.postgres import create_database, direct, needed
 
 on_asyncio = pytest.mark.asyncio
 on_any_loop = pytest.mark.anyio
@@ -85,7 +85,7 @@ class Savers(AsyncExitStack):
             made = await self.enter_async_context(AsyncSaver.from_conn_string(url, pool_size=2))
         elif kind == "AsyncPostgresSaver":
             url = self.enter_context(_database(kind))
-            made = await self.enter_async_context(AsyncPostgresSaver.from_conn_string(url))
+            made = await self.enter_async_context(AsyncPostgresSaver.from_conn_string(direct(url)))
             await made.setup()
         return made  # type: ignore[no-any-return]
 
