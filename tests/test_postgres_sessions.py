@@ -3,18 +3,27 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any
+from urllib.parse import urlsplit
 
+import anyio
+import psycopg
 import pytest
+from langgraph.checkpoint.postgres import PostgresSaver
+from psycopg_pool import ConnectionPool
 
-psycopg = pytest.importorskip("psycopg")
-
-from async_saver import AsyncSaver  # noqa: E402
-from tests.build import config  # noqa: E402
-from tests.postgres import direct, needed, new_database  # noqa: E402
-from tests.postgres_worker import Peer, Peers, peers, turning  # noqa: E402
+from async_saver import AsyncSaver, SessionError, SessionInterruptedError
+from async_saver.stores import postgres_keeper
+from async_saver.stores.postgres import PostgresStore
+from tests.build import config, listed, put
+from tests.postgres import THROUGH, direct, needed, new_database, role
+from tests.postgres_worker import Peer, Peers, peers, turning
+from tests.sqlite_worker import Script
+from tests.workers import FORKS_WITH_THREADS, together
 
 LOOPS = ["asyncio", "trio"]
 HEARING = pytest.mark.parametrize("deaf", [False, True], ids=["told", "asks"])
@@ -41,7 +50,6 @@ class World:
     Attributes:
         url: Of the database.
         thread_id: The conversation.
-        db: Runs a statement.
     """
 
     _numbers = count()
@@ -49,8 +57,12 @@ class World:
     def __init__(self, url: str, made: Peers, connection: "psycopg.Connection[Any]") -> None:
         self.url = url
         self.thread_id = f"conversation {next(self._numbers)}"
-        self.db = connection.execute
+        self._connection = connection
         self._made = made
+
+    def db(self, statement: str, *values: object) -> "psycopg.Cursor[Any]":
+        """Run a statement."""
+        return self._connection.execute(statement.encode(), values or None)
 
     def peer(self, *, deaf: bool = False, **patched: float) -> Peer:
         """Start a process that uses the database, with other figures in its keeper."""
@@ -76,14 +88,14 @@ class World:
         rows = self.db(
             "SELECT extract(epoch FROM until - clock_timestamp())::float8 FROM async_saver_waiting"
             " WHERE thread_id = %s AND until > clock_timestamp()",
-            (self.thread_id,),
+            self.thread_id,
         )
         return [seconds for (seconds,) in rows]
 
     def lasts(self) -> float:
         """Until when the lease lasts."""
         row = self.db(
-            "SELECT extract(epoch FROM until)::float8 FROM async_saver_leases WHERE thread_id = %s", (self.thread_id,)
+            "SELECT extract(epoch FROM until)::float8 FROM async_saver_leases WHERE thread_id = %s", self.thread_id
         ).fetchone()
         assert row is not None
         return float(row[0])
@@ -93,7 +105,7 @@ class World:
         for table in ("leases", "waiting"):
             self.db(
                 f"UPDATE async_saver_{table} SET until = clock_timestamp() - interval '1 s' WHERE thread_id = %s",
-                (self.thread_id,),
+                self.thread_id,
             )
 
     def state(self) -> list[tuple[str, int]]:
@@ -104,14 +116,14 @@ class World:
                 WHERE w.thread_id = c.thread_id AND w.checkpoint_id = c.checkpoint_id)
             FROM checkpoints c WHERE c.thread_id = %s ORDER BY 1
             """,
-            (self.thread_id,),
+            self.thread_id,
         )
         return rows.fetchall()
 
     def rows(self) -> list[Any]:
         """Everything that is stored of it."""
         return [
-            self.db(f"SELECT * FROM {table} WHERE thread_id = %s ORDER BY 1, 2, 3, 4", (self.thread_id,)).fetchall()
+            self.db(f"SELECT * FROM {table} WHERE thread_id = %s ORDER BY 1, 2, 3, 4", self.thread_id).fetchall()
             for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
         ]
 
@@ -221,7 +233,7 @@ def test_who_is_killed_while_it_undoes_has_undone_nothing(world: World, table: s
     holder.kill()
     world.let_time_pass()
     with psycopg.connect(direct(world.url)) as blocking:
-        blocking.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+        blocking.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE".encode())
         world.come(other, multitask_strategy="rollback")
         until(lambda: is_blocked(world))
         other.kill()
@@ -321,7 +333,7 @@ def test_an_interrupter_that_is_killed_holds_nobody_up_for_long(world: World) ->
     job = world.come(other, waits=True)
     assert other.hears_nothing(job, 0.2)
     world.db("UPDATE async_saver_waiting SET until = clock_timestamp() WHERE thread_id = %s AND ticket < 0",
-             (world.thread_id,))  # fmt: skip
+             world.thread_id)  # fmt: skip
     other.hear(job, "entered", seconds=5)
 
 
@@ -445,3 +457,271 @@ def test_what_is_stored_at_the_moment_of_the_take_over_is_before_it_or_refused(w
         assert [one for one, _ in at_first if one in ids] == raced["stored"]
         former.leave(session)
         other.leave(job)
+
+
+# Rights.
+
+
+@pytest.fixture
+def empty() -> Iterator[str]:
+    """A database of one's own."""
+    with new_database(needed()) as url:
+        yield url
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("schema", [None, "Agents"])
+@pytest.mark.parametrize("has", ["official tables", "no rights to leases", "all but one"])
+async def test_a_role_that_cannot_have_sessions_has_all_else_and_is_told_what_to_run(
+    empty: str, has: str, schema: str | None
+) -> None:
+    """The statements of the error are as the owner has to run them; then there are sessions, after `asetup`."""
+    with psycopg.connect(direct(empty), autocommit=True) as owner:
+        if schema is not None:
+            owner.execute(f'CREATE SCHEMA "{schema}"'.encode())
+            owner.execute(f'SET search_path TO "{schema}"'.encode())
+        if has == "official tables":
+            with PostgresSaver.from_conn_string(
+                f"{direct(empty)}?options=-c%20search_path%3D%22{schema or 'public'}%22"
+            ) as it:
+                it.setup()
+        else:
+            async with AsyncSaver(store=PostgresStore(empty, schema=schema)):
+                pass
+        with role(empty, f'"{schema or "public"}"') as url:
+            name = urlsplit(url).username
+            if has == "no rights to leases":
+                owner.execute(
+                    f"REVOKE ALL ON async_saver_leases, async_saver_waiting, async_saver_undo FROM {name}".encode()
+                )
+            elif has == "all but one":
+                owner.execute("DROP TABLE async_saver_waiting")
+            async with AsyncSaver(store=PostgresStore(url, schema=schema)) as saver:
+                await use_without_sessions(saver)
+                with pytest.raises(SessionError, match="lacks the tables that sessions need") as caught:
+                    await saver.session("t").__aenter__()
+                statements = str(caught.value).partition("or have that run: ")[2].split("; ")
+                owner.execute("RESET search_path")
+                for statement in statements:
+                    owner.execute(statement.encode())
+                await saver.asetup()
+                async with saver.session("t") as session:
+                    await put(saver, "1")
+                async with saver.session("t", multitask_strategy="reject") as another:
+                    assert another.fence > session.fence
+
+
+async def use_without_sessions(saver: AsyncSaver) -> None:
+    """Do everything that needs no session."""
+    await put(saver, "1", {"c": 1}, metadata={"run_id": "r"})
+    await saver.aput_writes(config("t", "1"), [("c", 2)], "task")
+    await put(saver, "2", {"c": 2}, parent="1")
+    await saver.acopy_thread("t", "u")
+    assert await listed(saver, config("u")) == ["2", "1"]
+    await saver.adelete_for_runs(["r"])
+    await saver.aprune(["u"])
+    assert await listed(saver, config("u")) == ["2"]
+    assert sorted([one async for one in saver.athread_ids()]) == ["t", "u"]
+    await saver.adelete_thread("u")
+    assert await saver.acount() == 1
+
+
+# The keeper.
+
+
+def connections(world: World) -> int:
+    """How many others are connected to the database, or behind a pooler keep a connection for it."""
+    row = world.db(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def cut_off(world: World) -> None:
+    """End all connections to the database, but that which looks."""
+    world.db(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+def listening(world: World) -> int:
+    """How many connections to the database are keepers' that hear what is told."""
+    row = world.db(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND query ~ 'LISTEN|async_saver_leases' AND query !~ 'INSERT|DELETE|checkpoints'"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@HEARING
+def test_who_is_cut_off_keeps_its_lease_and_is_heard(world: World, deaf: bool) -> None:
+    """Leases are renewed by new connections, those who wait have their turns, and interruptions come through."""
+    holder, waiter, other = world.peer(deaf=deaf, _RENEW=0.1, _LOOK=0.1), world.peer(deaf=deaf), world.peer(deaf=deaf)
+    session = world.enter(holder, unwinding="1")
+    waiting = world.come(waiter, waits=True)
+    cut_off(world)
+    lasts = world.lasts()
+    until(lambda: world.lasts() > lasts)
+    assert waiter.hears_nothing(waiting)
+    holder.order(session, "wait")
+    job = world.come(other, multitask_strategy="interrupt")
+    assert holder.hear(session, "failed", seconds=10)["error"] == "SessionInterruptedError"
+    other.hear(job, "entered", seconds=10)
+    assert world.state() == [("1", 0)]
+    cut_off(world)
+    other.leave(job)
+    waiter.hear(waiting, "entered", seconds=10)
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_nothing_is_left_of_a_store_that_had_sessions(world: World, end: str) -> None:
+    """No thread, and no connection, soon after it was closed, or dropped."""
+    peer = world.peer()
+    before = connections(world)
+    assert before > 0
+    session = world.enter(peer)
+    assert "async_saver PostgreSQL leases" in peer.do("threads")["names"]
+    peer.leave(session)
+    peer.do(end)
+    until(lambda: not peer.do("threads")["names"])
+    if THROUGH is None:
+        until(lambda: connections(world) == 0)
+
+
+def test_the_thread_ends_that_has_nothing_to_keep(world: World) -> None:
+    """And with it its connection; it is there again for the next session."""
+    peer = world.peer(_IDLE=0.3, _LOOK=0.1)
+    for _ in range(2):
+        session = world.enter(peer)
+        until(lambda: listening(world) or THROUGH)
+        assert "async_saver PostgreSQL leases" in peer.do("threads")["names"]
+        peer.leave(session)
+        until(lambda: "async_saver PostgreSQL leases" not in peer.do("threads")["names"])
+        until(lambda: not listening(world))
+
+
+FORK = """
+from tests.workers import together
+
+def come():
+    # In a thread of its own, whose context has no session.
+    try:
+        with saver.session("t", multitask_strategy="reject"):
+            return "entered"
+    except ThreadBusyError:
+        return "busy"
+
+saver = AsyncSaver.from_conn_string(sys.argv[1])
+keeper, children = saver._shared.store._engine.keeper, {}
+with saver.session("t"):
+    saver.put(config("t"), checkpoint("1"), {}, {})
+    while keeper._cursor is None:
+        time.sleep(0.01)
+    pid = keeper._cursor.connection.info.backend_pid
+    for how in ("comes", "exits", "goes on"):
+        children[how] = os.fork()
+        if children[how] == 0:
+            saver.put(config("u"), checkpoint("1"), {}, {})
+            if how == "comes":
+                assert together(come) == ["busy"]
+                os._exit(0)
+            if how == "exits":
+                sys.exit(0)
+            break
+    else:
+        for child in children.values():
+            assert os.waitpid(child, 0)[1] == 0
+        assert keeper._cursor.connection.execute("SELECT pg_backend_pid()").fetchone() == (pid,)
+        assert together(come) == ["busy"]
+        saver.put(config("t"), checkpoint("2"), {}, {})
+        say("parent")
+anyio.run(saver._shared.store.close)
+"""
+
+
+def test_a_fork_leaves_its_parents_session_alone(database: str) -> None:
+    """The child neither has the lease, nor takes nor ends it, nor the connection by which it is renewed."""
+    with Script(FORK, database, options=("-W", "error", "-W", FORKS_WITH_THREADS)) as script:
+        assert script.end() == ["parent"]
+
+
+EXIT = """
+saver = AsyncSaver.from_conn_string(sys.argv[1])
+session = saver.session("held at the end").__enter__()
+say("entered")
+"""
+
+
+def test_a_process_that_holds_a_session_ends_promptly(database: str) -> None:
+    """Where it neither leaves it nor closes the saver."""
+    with Script(EXIT, database) as script:
+        assert script.hear() == "entered"
+        begun = time.monotonic()
+        script.process.wait(20)
+        assert time.monotonic() - begun < 4
+
+
+# Pools of the user's own, and too few connections.
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_sessions_do_with_a_small_pool_of_the_users_own(empty: str, size: int) -> None:
+    """As the keeper connects by itself, and nobody holds a connection while it waits."""
+    kwargs = {"autocommit": True, "prepare_threshold": None if THROUGH else 5}
+    with ExitStack() as stack:
+        savers = []
+        for _ in range(2):
+            pool = stack.enter_context(ConnectionPool(empty, min_size=1, max_size=size, kwargs=kwargs))
+            savers.append(stack.enter_context(AsyncSaver(store=PostgresStore(pool))))
+
+        async def run(number: int) -> None:
+            for turn in range(5):
+                async with savers[number % 2].session("t"):
+                    await put(savers[number % 2], f"{turn} {number}")
+
+        together(*[lambda number=number: anyio.run(run, number) for number in range(6)])  # type: ignore[misc]
+        assert len([*savers[0].list(config("t"))]) == 30
+
+
+def test_where_the_keeper_cannot_connect_it_uses_the_stores_connections(
+    empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leases are renewed, those who wait have their turns, and interruptions are heard, though each has only one."""
+    monkeypatch.setattr(postgres_keeper, "_RENEW", 0.1)
+    monkeypatch.setattr(postgres_keeper, "_LOOK", 0.1)
+    with ExitStack() as stack:
+        stack.enter_context(AsyncSaver(store=PostgresStore(empty)))
+        owner = stack.enter_context(psycopg.connect(direct(empty), autocommit=True))
+        with role(empty) as url, ExitStack() as used:
+            savers = [used.enter_context(AsyncSaver(store=PostgresStore(url, pool_size=1))) for _ in range(2)]
+            owner.execute(f"ALTER ROLE {urlsplit(url).username} CONNECTION LIMIT 2".encode())
+            log: list[str] = []
+
+            async def hold() -> None:
+                async with savers[0].session("t"):
+                    await put(savers[0], "1")
+                    entered.set()
+                    log.append("held")
+                    await anyio.sleep_forever()
+
+            def interrupted() -> None:
+                with pytest.raises(SessionInterruptedError):
+                    anyio.run(hold)
+                log.append("interrupted")
+
+            def interrupt() -> None:
+                assert entered.wait(30)
+                asked = "SELECT until FROM async_saver_leases"
+                first = owner.execute(asked).fetchone()
+                until(lambda: owner.execute(asked).fetchone() != first, 10)
+                with savers[1].session("t", multitask_strategy="interrupt"):
+                    log.append("entered")
+
+            entered = Event()
+            together(interrupted, interrupt)
+            assert sorted(log) == ["entered", "held", "interrupted"]
+            stores: list[Any] = [saver._shared.store for saver in savers]
+            assert THROUGH or all(store._engine.keeper._cursor is None for store in stores)

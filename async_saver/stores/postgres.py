@@ -311,7 +311,9 @@ class PostgresStore(SweptStore):
             SessionError: The tables for it are missing, and the role may not make them; the message has the statements.
         """
         _look_at_key(thread_id)
-        acquire = Acquire(thread_id, _as_text(owner), instead_of, undo, on_interrupt, self._engine.keeper.name)
+        keeper = self._engine.keeper
+        former = None if keeper.is_of_parent(instead_of) else instead_of
+        acquire = Acquire(thread_id, _as_text(owner), former, undo, on_interrupt, keeper.name)
         return await self._engine.acquire(acquire)
 
     async def renew(self, lease: Lease) -> bool:
@@ -320,8 +322,8 @@ class PostgresStore(SweptStore):
         return lease.fence in renewed
 
     async def release(self, lease: Lease, *, delete: bool = False) -> bool:
-        """See `Store.release`."""
-        return await self._engine.release(lease, delete)
+        """See `Store.release`. What is left in a fork is still held by the parent, and goes on there."""
+        return self._engine.keeper.is_of_parent(lease) or await self._engine.release(lease, delete)
 
     async def lease(self, thread_id: str) -> Lease | None:
         """See `Store.lease`."""

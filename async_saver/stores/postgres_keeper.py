@@ -76,6 +76,7 @@ class Keeper:
     def forget(self) -> None:
         """Begin anew without the thread, and without leases: in a fork they are the parent's."""
         _inherited.append(getattr(self, "_cursor", None))
+        self._of_parent: frozenset[int] = getattr(self, "_of_parent", frozenset()).union(getattr(self, "_given", ()))
         self.leases: WeakValueDictionary[int, HeldLease] = WeakValueDictionary()
         self.name: str = uuid4().hex
         self._given: dict[int, Lease] = {}  # what leases were, also those that were dropped
@@ -104,6 +105,10 @@ class Keeper:
         with guard:
             self._given.pop(lease.fence, None)
             self.leases.pop(lease.fence, None)
+
+    def is_of_parent(self, lease: Lease | None) -> bool:
+        """Tell whether a lease was held by the process of which this is a fork, which keeps it."""
+        return lease is not None and lease.fence in self._of_parent
 
     def place(self, thread_id: str) -> "tuple[_Place, bool]":
         """Return this process's place in a conversation's queue; tell whether it is to be asked for, or again."""
@@ -209,14 +214,20 @@ class Keeper:
         finally:
             if connection is not None:
                 selector.unregister(connection.fileno())
-        if any(key.fileobj is not bell for key, _ in found):
-            self._looks = 0.0  # a statement hears what it has to say
+        for key, _ in found:
+            if key.fileobj is bell:
+                bell.recv(64)  # else it would ring on, where there is something to keep after all
+            else:
+                self._looks = 0.0  # a statement hears what it has to say
 
     def _keep(self) -> None:
         now = time.monotonic()
         if self._cursor is None and now >= self._connects:
             self._connects = now + _LOOK
-            self._connect()
+            try:
+                self._connect()
+            except (psycopg.Error, AsyncSaverError):
+                self._disconnect()  # what is in it; the store's connections have to do
         with guard:
             leases = [*self.leases.values()]
             dropped = [one for fence, one in self._given.items() if fence not in self.leases]

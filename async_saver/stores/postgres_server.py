@@ -123,7 +123,8 @@ SELECT to_regclass('checkpoint_migrations') IS NOT NULL,
     CASE WHEN has_table_privilege(to_regclass('async_saver_waiting'), 'INSERT')
             AND has_table_privilege(to_regclass('async_saver_undo'), 'INSERT')
             AND has_table_privilege(to_regclass('async_saver_leases'), 'INSERT')
-        THEN to_regclass('async_saver_leases')::oid END
+        THEN to_regclass('async_saver_leases')::oid END,
+    quote_ident(current_user)
 FROM pg_database WHERE datname = current_database()
 """
 _HAS_SCHEMA = "SELECT to_regnamespace(quote_ident(%s)) FROM pg_database WHERE datname = current_database()"
@@ -205,6 +206,7 @@ class Server:
         self.has_own: bool = False
         self.channel: str | None = None
         self.is_pooled: bool = False
+        self._role = "the role"  # as a statement has it
         self._trouble: psycopg.Error | None = None  # what a pooler says of the server behind it
         self._is_isolated = False  # whether statements by themselves have another isolation than the store's
         self._theirs = where if isinstance(where, ConnectionPool) else None
@@ -492,7 +494,7 @@ class Server:
         return SessionError(
             f"{self.name()} lacks the tables that sessions need, and this role may not make them, or may not write to "
             "them; call setup() once with a role that may, or have that run: "
-            f"{statements}; GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO the role"
+            f"{statements}; GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {self._role}"
         )
 
     def look_again(self) -> None:
@@ -542,7 +544,7 @@ class Server:
 
     def _look(self, cursor: Cursor) -> tuple[int, bool]:
         """Return the version of the official tables, -1 where there are none, and whether ours are there."""
-        has_versions, has_tables, has_own, leases = _one(cursor.execute(_LOOK))
+        has_versions, has_tables, has_own, leases, self._role = _one(cursor.execute(_LOOK))
         self.channel = None if leases is None else f"async_saver_{leases}"
         version = int(_one(cursor.execute(_VERSION))[0]) if has_versions else -1
         if version >= _TABLES and not has_tables:
