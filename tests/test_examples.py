@@ -13,6 +13,7 @@ from tests.postgres import needed, new_database
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 EXAMPLES = [path for path in EXAMPLES if path.name != "agent_server.py"]  # it serves: see test_agent_server.py
+WANT_A_DATABASE = ["postgres_resume.py", "postgres_servers.py"]
 
 # asyncio's debug mode, which -X dev turns on, tells of any step over 0.1 s: on a busy machine a full garbage collection
 # is one, and it can fall into any code.
@@ -128,6 +129,23 @@ FACTS = {
         review by process 2
         publish by process 2
         ran: collect, outline, draft, draft, review, publish
+        """,
+    ],
+    "postgres_servers.py": [
+        """
+        1. Ten messages at once, five to each server
+        each has seen all turns before its own: True
+        """,
+        """
+        2. Server A is killed in the middle of a turn
+        server A: None
+        the message is sent again, to server B
+        server B: ['Message 11, answered']
+        3. Server B goes on
+        server B: ['Message 12, answered', 'Message 13, answered']
+        4. What is stored
+        messages: 13, of which 1 is: Are you there?
+        from each server's users, in their order: True
         """,
     ],
     "quickstart.py": [
@@ -254,7 +272,7 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
         pytest.importorskip("trio")
     with ExitStack() as stack:
         more = {}
-        if path.name == "postgres_resume.py":
+        if path.name in WANT_A_DATABASE:
             more["DATABASE_URL"] = stack.enter_context(new_database(needed()))
         said = _printed_by(path, tmp_path, **more)
     assert said
@@ -262,9 +280,10 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
     assert [fact for fact in FACTS.get(path.name, []) if _stripped(fact) not in printed] == [], said
 
 
-def test_an_example_says_what_it_needs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", WANT_A_DATABASE)
+def test_an_example_says_what_it_needs(name: str, tmp_path: Path) -> None:
     """Where no database is named for the example that wants one, it says in a line how to name it, and that is all."""
-    path = next(path for path in EXAMPLES if path.name == "postgres_resume.py")
+    path = next(path for path in EXAMPLES if path.name == name)
     said = _printed_by(path, tmp_path).splitlines()
     assert len(said) == 1
     assert "DATABASE_URL=postgresql://" in said[0]
