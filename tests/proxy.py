@@ -36,6 +36,7 @@ class Proxy:
         self._peers: dict[socket.socket, socket.socket] = {}
         self._kept: dict[socket.socket, bytearray] = {}
         self._gone: set[socket.socket] = set()
+        self._frozen: set[socket.socket] = set()
         self._stalls = self._refuses = self._ends = False
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
 
@@ -52,6 +53,10 @@ class Proxy:
     def stall(self) -> None:
         """Forward nothing from now on."""
         self._ask(lambda: setattr(self, "_stalls", True))
+
+    def freeze(self) -> None:
+        """Forward nothing any more over the connections that there are; those that come are well."""
+        self._ask(lambda: self._frozen.update(self._peers))
 
     def go_on(self) -> None:
         """Forward again, first what was kept, and take connections."""
@@ -127,7 +132,7 @@ class Proxy:
             other = self._peers[one]
             self._kept[other] += data
             self._flush(other)
-        elif self._stalls:
+        elif self._stalls or one in self._frozen:
             self._selector.unregister(one)  # the other side does not see yet that it has hung up
             self._gone.add(one)
         else:
@@ -135,7 +140,7 @@ class Proxy:
 
     def _flush(self, one: socket.socket) -> None:
         """Send what is kept for one side, as far as it takes it."""
-        if self._stalls:
+        if self._stalls or one in self._frozen:
             return
         kept = self._kept[one]
         try:
@@ -150,6 +155,7 @@ class Proxy:
 
     def _go_on(self) -> None:
         self._stalls = self._refuses = False
+        self._frozen.clear()
         for one in [*self._kept]:
             if one in self._kept:
                 self._flush(one)
@@ -162,6 +168,7 @@ class Proxy:
                 if each not in self._gone:
                     self._selector.unregister(each)
                 self._gone.discard(each)
+                self._frozen.discard(each)
                 del self._peers[each], self._kept[each]
                 each.close()
 

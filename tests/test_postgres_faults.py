@@ -39,7 +39,7 @@ from psycopg_pool import ConnectionPool
 from async_saver.stores import postgres_patience, postgres_server
 from async_saver.stores.postgres import PostgresStore
 from async_saver.stores.postgres_writer import lock, lock_of
-from tests.test_postgres import admin, opened, rows, store_of, until, workers
+from tests.test_postgres import admin, opened, rows, store_of, until, warm, workers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
@@ -312,6 +312,26 @@ async def test_calls_behind_one_that_waits_end_with_it(through: str, proxy: Prox
         assert max(times) < 1 + 0.5 + 2 + 2 + 2
         proxy.go_on()
         await put(saver, "3")
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("pool", [False, True], ids=["its own", "the user's"])
+async def test_a_network_that_forgets_its_connections(
+    through: str, proxy: Proxy, other_server: Server, pool: bool
+) -> None:
+    """As routers do with those that idle: the first call finds out that nothing comes, and for the others, too."""
+    with pool_on(through) if pool else nullcontext(through) as where:
+        async with opened(where) as saver:
+            await warm(saver)
+            assert len(connections_of(through, other_server)) >= 3
+            proxy.freeze()
+            with anyio.fail_after(1.8):
+                await put(saver, "2")
+            began = time.monotonic()
+            for number in range(6):
+                await put(saver, f"{number + 3}")
+                await saver.aget_tuple(config())
+            assert time.monotonic() - began < 0.6
 
 
 async def test_a_network_that_has_stalled_from_the_first(through: str, proxy: Proxy) -> None:
@@ -664,9 +684,12 @@ async def test_a_server_that_becomes_read_only(unsteady: str, other_server: Serv
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
                     )
-                    await happens(lambda: load.errors)
+                    await happens(lambda: len(load.errors) >= 2 * TASKS)
         # The connections that it has by now go on to be read-only.
         await load.again()
+        errors = len(load.errors)
+        await load.calls(3)
+        assert len(load.errors) == errors
     assert all("target_session_attrs" in str(one) for one in load.errors)
     assert load.again_after < 5
 

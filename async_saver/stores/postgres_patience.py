@@ -35,14 +35,14 @@ class UnansweredError(psycopg.OperationalError):
     """Nothing came over a connection, and nothing will."""
 
 
-def be_patient(connection: "psycopg.Connection[Any]", abandoned: "list[tuple[int, float]] | None" = None) -> None:
+def be_patient(connection: "psycopg.Connection[Any]", given_up: Callable[[int], object] = lambda pid: None) -> None:
     """Have a connection be waited for as is said here, from now on.
 
     Args:
         connection: The connection.
-        abandoned: What is told the server's process, and when, if it is given up.
+        given_up: Is told the server's process, if it is given up.
     """
-    wait: Callable[..., Any] = _Patient(connection, abandoned).wait
+    wait: Callable[..., Any] = _Patient(connection, given_up).wait
     vars(connection)["wait"] = wait
 
 
@@ -66,11 +66,11 @@ class _Patient:
     def __init__(
         self,
         connection: "psycopg.Connection[Any]",
-        abandoned: "list[tuple[int, float]] | None" = None,
+        given_up: Callable[[int], object] = lambda pid: None,
         patience: float | None = None,
     ) -> None:
         self._connection = connection
-        self._abandoned = abandoned
+        self._given_up = given_up
         self._patience = patience
 
     def wait(self, gen: "_Gen[_T]", *args: Any, **kwargs: Any) -> _T:
@@ -108,9 +108,9 @@ class _Patient:
         return 0
 
     def _end(self, why: str) -> None:
-        if self._abandoned is not None:
-            self._abandoned.append((self._connection.info.backend_pid, time.monotonic()))
+        pid = self._connection.info.backend_pid
         self._connection.pgconn.finish()
+        self._given_up(pid)
         raise UnansweredError(why)
 
 

@@ -25,7 +25,7 @@ from async_saver.errors import (
     StorageError,
     shown,
 )
-from async_saver.stores.postgres_patience import UnansweredError, be_impatient, be_patient, has_ended
+from async_saver.stores.postgres_patience import be_impatient, be_patient, has_ended
 
 __all__ = ["Cursor", "Server", "error_of", "is_busy", "is_lost", "is_of_all"]
 
@@ -35,6 +35,7 @@ _LATEST = len(MIGRATIONS) - 1
 _TIMES = 20  # that tables are made which somebody else makes as well
 _TIMEOUT = 30.0  # seconds that a call waits for a connection, as a pool has it if it is not told otherwise
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 2.0  # seconds after which a pool is asked again
+_THEIR_WAIT = 5.0  # and one of the user's, where who asks again is behind all others that wait
 _LAST_WAIT = 1.0  # seconds that a call has which has waited in a queue for so long that it should be over
 _STILL = 2.0  # seconds for which the answer is taken to be the same
 _WHY = 5  # seconds to find out why there is no connection
@@ -337,7 +338,7 @@ class Server:
         while True:
             pool = self._pool()
             left = until - time.monotonic()
-            wait = max(left if pool is self._theirs else min(left, seconds), _AT_ONCE)
+            wait = max(min(left, _THEIR_WAIT if pool is self._theirs else seconds), _AT_ONCE)
             try:
                 connection: psycopg.Connection[Any] = pool.getconn(wait)
             except PoolClosed:
@@ -356,7 +357,7 @@ class Server:
             pool.putconn(connection)  # which makes another in its place
         stack.callback(pool.putconn, connection)
         stack.callback(be_impatient, connection)
-        be_patient(connection, self._abandoned)
+        be_patient(connection, self._give_up)
         stack.enter_context(connection)
         return connection
 
@@ -386,12 +387,21 @@ class Server:
         pause = 0.0 if is_first and not is_in_the_way(exc) else uniform(0.5, 1) * min(0.02 * 2**number, 1.0)
         if time.monotonic() + pause >= until:
             return False
-        if isinstance(exc, UnansweredError) or is_read_only(exc):
-            # The other connections may be no better.
-            pool = self._pool()
-            getattr(pool, "drain", pool.check)()  # psycopg_pool 3.2 has no drain
+        if is_read_only(exc):
+            self._renew()
         time.sleep(pause)
         return True
+
+    def _give_up(self, pid: int) -> None:
+        """Note that a connection gave no answer, to which that was the server's process."""
+        self._abandoned.append((pid, time.monotonic()))
+        self._renew()
+
+    def _renew(self) -> None:
+        """Have all connections of the pool be replaced, as they may be no better than one was, without asking them."""
+        drain = getattr(self._theirs or self._own, "drain", None)  # psycopg_pool 3.2 has none
+        if drain is not None:
+            drain()
 
     def _pool(self) -> "ConnectionPool[Any]":
         if self._theirs is not None:
@@ -445,7 +455,7 @@ class Server:
     def cursor_apart(self) -> Cursor:
         """Connect, and return a cursor of what is not of the pool; who asks for it closes its connection."""
         connection = self._connect()
-        be_patient(connection, self._abandoned)
+        be_patient(connection, self._give_up)
         return self._cursor_of(connection)
 
     def why_none(self) -> psycopg.Error | None:
