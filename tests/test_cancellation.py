@@ -910,7 +910,7 @@ def conversation(store: Any, thread_id: str) -> object:
         listed, writes, versions = all_contents(saver)
         return (
             listed.get(thread_id),
-            [one for one in writes.items() if one[0][0] == thread_id],
+            {key: found for key, found in writes.items() if key[0] == thread_id},  # in whatever order the rows are
             [one for one in versions if one[0] == thread_id],
         )
     return (
