@@ -554,6 +554,19 @@ async def test_the_conversation_of_a_killed_process_is_free_soon(path: Path, wai
     await close(saver)
 
 
+@pytest.mark.anyio
+async def test_what_a_killed_process_has_stored_in_its_session_can_be_undone(path: Path) -> None:
+    """By the next session, if that is one that rolls back."""
+    saver = AsyncSaver(store=SQLiteStore(path))
+    await put(saver, "0")
+    with held_elsewhere(path) as script:
+        script.kill()
+    async with saver.session("t", multitask_strategy="rollback", timeout=20):
+        assert await listed(saver, config()) == ["0"]
+    check(saver)
+    await close(saver)
+
+
 # Its worker threads.
 
 

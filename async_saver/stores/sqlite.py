@@ -577,10 +577,11 @@ class _Acquire:
         connection, thread_id, former = writer.connection, self._thread_id, self._instead_of
         row = _lease_row(thread_id, connection)
         is_former = row is not None and bool(row[1]) and former is not None and former.fence == row[0]
+        is_alive = row is not None and _is_alive(row, writer.file)
         self.given = None
-        if row is not None and _is_alive(row, writer.file) and not is_former:
+        if is_alive and not is_former:
             return None
-        if is_former and self._undo:
+        if self._undo and row is not None and bool(row[1]):
             edits.undo(connection, thread_id, partial(writer.namespace, used=time.time()))
         if row is not None:
             edits.forget_notes(connection, thread_id)
