@@ -8,7 +8,7 @@ from functools import partial
 from logging import getLogger
 from selectors import EVENT_READ, DefaultSelector
 from socket import socket, socketpair
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
@@ -87,6 +87,7 @@ class Keeper:
         self._rope: socket | None = None  # wakes the thread
         self._cursor: Cursor | None = None
         self._hears = False  # whether the server tells what happens
+        self._is_told = False  # whether there is something to hear
         self._connects = self._renews = self._looks = self._forgets = 0.0  # when to do so next
 
     # For callers.
@@ -218,7 +219,7 @@ class Keeper:
             if key.fileobj is bell:
                 bell.recv(64)  # else it would ring on, where there is something to keep after all
             else:
-                self._looks = 0.0  # a statement hears what it has to say
+                self._is_told = True
 
     def _keep(self) -> None:
         now = time.monotonic()
@@ -228,6 +229,8 @@ class Keeper:
                 self._connect()
             except (psycopg.Error, AsyncSaverError):
                 self._disconnect()  # what is in it; the store's connections have to do
+        if self._is_told and self._cursor is not None:
+            self._listen(self._cursor.connection)
         with guard:
             leases = [*self.leases.values()]
             dropped = [one for fence, one in self._given.items() if fence not in self.leases]
@@ -243,8 +246,8 @@ class Keeper:
                 if lease.fence not in held:
                     self._tell(lease, "another one, which has taken its place")
         if now >= self._looks:
+            self._looks = now + (_RENEW if self._hears else _LOOK)  # before: what is told meanwhile is newer
             by = self._use(partial(asked, leases=leases))
-            self._looks = now + (_RENEW if self._hears else _LOOK)
             for lease in leases:
                 if lease.fence in by:
                     self._tell(lease, by[lease.fence])
@@ -268,15 +271,23 @@ class Keeper:
     def _connect(self) -> None:
         self._cursor = cursor = self._server.cursor_apart()
         if not self._server.is_pooled and self._server.channel is not None:
-            cursor.connection.add_notify_handler(self._hear)
+            cursor.connection.add_notify_handler(lambda one: self._hear(one.payload))
             cursor.execute(f"LISTEN {self._server.channel}".encode())
             self._hears = True
         self._looks = 0.0  # what was said before
 
-    def _hear(self, notify: psycopg.Notify) -> None:
-        kind, what = notify.payload[:1], notify.payload[1:]
+    def _listen(self, connection: "psycopg.Connection[Any]") -> None:
+        """Hear what the server has told, without asking it anything."""
+        self._is_told = False
+        connection.pgconn.consume_input()
+        while (notify := connection.pgconn.notifies()) is not None:
+            self._hear(notify.extra.decode())
+
+    def _hear(self, told: str) -> None:
+        kind, what = told[:1], told[1:]
         if kind != "f":
-            return  # somebody asks for a lease, which the statement tells that hears it
+            self._looks = 0.0  # somebody asks for a lease: who, and for which, a statement tells
+            return
         with guard:
             place = self._places.get(what)
             if place is None:
