@@ -203,7 +203,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         self.lease: Lease | None = None
         self.sessions: Sessions = sessions
         self._store = store
-        self._strategy = multitask_strategy
+        self._strategy: MultitaskStrategy = multitask_strategy
         try:
             self._timeout = math.inf if timeout is None else float(timeout)
         except OverflowError:

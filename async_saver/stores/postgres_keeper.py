@@ -50,8 +50,9 @@ class _Place:
     __slots__ = ("asked", "is_free", "used", "waiter")
 
     def __init__(self) -> None:
-        self.asked = self.used = time.monotonic()
-        self.is_free = True  # it may have become so before there was the place
+        self.asked: float = time.monotonic()
+        self.used: float = self.asked
+        self.is_free: bool = True  # it may have become so before there was the place
         self.waiter: Waiter | None = None
 
 

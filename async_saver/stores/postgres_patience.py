@@ -63,6 +63,8 @@ def has_ended(connection: "psycopg.Connection[Any]") -> bool:
 
 
 class _Patient:
+    """Waits for what a connection is to give, in place of the connection's own method."""
+
     def __init__(
         self,
         connection: "psycopg.Connection[Any]",

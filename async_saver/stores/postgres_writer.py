@@ -534,8 +534,8 @@ class Writer:
             else:
                 change_in = partial(_changed, change=change)
                 result = self._surely(self._server.transaction, change_in, call.since, change.is_safe)
-        except _Lost:
-            call.error = lost_error(work.lease)
+        except _Lost as lost:
+            _refused(call, lost)
             return
         except Exception as exc:
             call.error = error_of(exc, self._server)
