@@ -26,6 +26,7 @@ from langgraph.graph import START, StateGraph
 from async_saver import AsyncSaver, AsyncSaverError
 from async_saver.bridge import bridge
 from tests.build import checkpoint, config, put
+from tests.workers import FORKS_WITH_THREADS
 
 __all__ = ["Peer", "Peers", "Turns", "main", "peers", "turning"]
 
@@ -385,7 +386,8 @@ class Peers:
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair()
-        command = [sys.executable, "-W", "error", "-c", "from tests.postgres_worker import main; main()"]
+        options = ["-W", "error", "-W", FORKS_WITH_THREADS]
+        command = [sys.executable, *options, "-c", "from tests.postgres_worker import main; main()"]
         with theirs:
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno())],

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from threading import Event
@@ -11,19 +12,25 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
-import psycopg
 import pytest
-from langgraph.checkpoint.postgres import PostgresSaver
-from psycopg_pool import ConnectionPool
 
 from async_saver import AsyncSaver, SessionError, SessionInterruptedError
-from async_saver.stores import postgres_keeper
-from async_saver.stores.postgres import PostgresStore
 from tests.build import config, listed, put
 from tests.postgres import THROUGH, direct, needed, new_database, role
 from tests.postgres_worker import Peer, Peers, peers, turning
 from tests.sqlite_worker import Script
 from tests.workers import FORKS_WITH_THREADS, together
+
+if not find_spec("psycopg"):
+    pytest.skip("there is no psycopg", allow_module_level=True)
+
+import psycopg
+from langgraph.checkpoint.postgres import PostgresSaver
+from psycopg_pool import ConnectionPool
+
+from async_saver.stores import postgres_keeper
+from async_saver.stores.postgres import PostgresStore
+from async_saver.stores.postgres_keeper import Keeper
 
 LOOPS = ["asyncio", "trio"]
 HEARING = pytest.mark.parametrize("deaf", [False, True], ids=["told", "asks"])
@@ -601,6 +608,31 @@ def test_the_thread_ends_that_has_nothing_to_keep(world: World) -> None:
         peer.leave(session)
         until(lambda: "async_saver PostgreSQL leases" not in peer.do("threads")["names"])
         until(lambda: not listening(world))
+
+
+def test_a_thread_that_was_to_end_and_goes_on_rests_between_its_looks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a session begins while the store is closed by somebody else."""
+    looks, has_ended, gate, at_gate = count(), Keeper._has_ended, Event(), Event()
+
+    def wait_and_end(keeper: Keeper, until: float) -> bool:
+        next(looks)
+        at_gate.set()
+        assert gate.wait(30)
+        return has_ended(keeper, until)
+
+    monkeypatch.setattr(Keeper, "_has_ended", wait_and_end)
+    with AsyncSaver(store=PostgresStore(world.url)) as saver:
+        store: Any = saver._shared.store
+        with saver.session(world.thread_id) as session:
+            assert at_gate.wait(30)
+            store._engine.keeper.leave()
+            store._engine.keeper.add(session.lease)
+            gate.set()
+            before = next(looks)
+            assert not Event().wait(0.5)
+            assert next(looks) - before < 10
 
 
 FORK = """
