@@ -399,9 +399,9 @@ class Server:
 
     def _renew(self) -> None:
         """Have all connections of the pool be replaced, as they may be no better than one was, without asking them."""
-        drain = getattr(self._theirs or self._own, "drain", None)  # psycopg_pool 3.2 has none
-        if drain is not None:
-            drain()
+        pool = self._theirs or self._own
+        if pool is not None:
+            pool.drain()
 
     def _pool(self) -> "ConnectionPool[Any]":
         if self._theirs is not None:
