@@ -99,10 +99,11 @@ class World:
         )
         return [seconds for (seconds,) in rows]
 
-    def lasts(self) -> float:
-        """Until when the lease lasts."""
+    def lasts(self, thread_id: str | None = None) -> float:
+        """Until when the lease lasts, or that of another conversation."""
         row = self.db(
-            "SELECT extract(epoch FROM until)::float8 FROM async_saver_leases WHERE thread_id = %s", self.thread_id
+            "SELECT extract(epoch FROM until)::float8 FROM async_saver_leases WHERE thread_id = %s",
+            thread_id or self.thread_id,
         ).fetchone()
         assert row is not None
         return float(row[0])
@@ -284,6 +285,25 @@ def test_a_lease_is_renewed_while_the_event_loop_is_blocked(world: World) -> Non
         until(lambda lasts=lasts: world.lasts() > lasts, 10)
     assert world.lasts() > time.time() + 20
     assert holder.hears_nothing(session)
+
+
+def test_leases_are_renewed_while_what_is_put_with_one_of_them_waits(world: World) -> None:
+    """As somebody has locked a table, to make an index; all are held when that is over."""
+    holder = world.peer(_RENEW=0.1, _LOOK=0.1)
+    session, other = world.enter(holder), f"{world.thread_id}'s neighbour"
+    holder.enter(other)
+    with psycopg.connect(direct(world.url)) as blocking:
+        blocking.execute("LOCK TABLE checkpoint_blobs IN SHARE MODE")
+        holder.tell("tell", session, order="put", at="1")
+        until(lambda: is_blocked(world))
+        for _ in range(3):
+            lasts = world.lasts(other)
+            until(lambda lasts=lasts: world.lasts(other) > lasts, 5)
+        assert holder.hears_nothing(session)
+    assert holder.hear(session, "done", "failed")["said"] == "done"
+    lasts = world.lasts()
+    until(lambda: world.lasts() > lasts, 5)
+    assert holder.leave(session)["said"] == "left"
 
 
 # Interrupting.

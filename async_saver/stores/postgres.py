@@ -318,7 +318,7 @@ class PostgresStore(SweptStore):
 
     async def renew(self, lease: Lease) -> bool:
         """See `Store.renew`."""
-        renewed: set[int] = await self._engine.of_leases(lease.thread_id, partial(renew, leases=[lease]))
+        renewed: dict[int, bool] = await self._engine.of_leases(lease.thread_id, partial(renew, leases=[lease]))
         return lease.fence in renewed
 
     async def release(self, lease: Lease, *, delete: bool = False) -> bool:

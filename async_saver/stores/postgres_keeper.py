@@ -241,8 +241,8 @@ class Keeper:
             self._use(Release(self._server, lease, delete=False))
             self.remove(lease)
         if now >= self._renews:
-            held = self._use(partial(renew, leases=leases)) if leases else set()
-            self._renews = now + _RENEW
+            held = self._use(partial(renew, leases=leases)) if leases else {}
+            self._renews = now + (_RENEW if all(held.values()) else _LOOK)
             for lease in leases:
                 if lease.fence not in held:
                     self._tell(lease, "another one, which has taken its place")

@@ -211,18 +211,24 @@ def held(cursor: Cursor, thread_id: str) -> Lease | None:
     return None if row is None else Lease(thread_id, *row)
 
 
-# Renewing, and learning who asks. Rows are locked in one order, that of those who write with these leases.
+# Renewing, and learning who asks. Who writes with a lease has its row locked, and may itself have to wait for long: the
+# others are renewed all the same, and that one soon.
 
 _MINE = "unnest(%(thread_ids)s::text[], %(fences)s::bigint[]) a (thread_id, fence)"
 _RENEW = f"""
 WITH mine AS MATERIALIZED (
     SELECT a.* FROM {_MINE} CROSS JOIN LATERAL (
         SELECT FROM async_saver_leases l WHERE l.thread_id = a.thread_id AND l.fence = a.fence AND l.held
-        FOR NO KEY UPDATE OFFSET 0
+        FOR NO KEY UPDATE SKIP LOCKED OFFSET 0
     ) l
+),
+renewed AS (
+    UPDATE async_saver_leases l SET until = {_in(_LASTS)} FROM mine a
+    WHERE l.thread_id = a.thread_id AND l.fence = a.fence AND l.held RETURNING l.fence
 )
-UPDATE async_saver_leases l SET until = {_in(_LASTS)} FROM mine a
-WHERE l.thread_id = a.thread_id AND l.fence = a.fence AND l.held RETURNING l.fence
+SELECT a.fence, a.fence IN (SELECT fence FROM renewed) FROM {_MINE} CROSS JOIN LATERAL (
+    SELECT FROM async_saver_leases l WHERE l.thread_id = a.thread_id AND l.fence = a.fence AND l.held OFFSET 0
+) l
 """
 _ASKED = f"""
 SELECT a.fence, l.asked FROM {_MINE} CROSS JOIN LATERAL (
@@ -239,9 +245,9 @@ def _in_turn(leases: Iterable[Lease]) -> dict[str, Any]:
     return {"thread_ids": [one.thread_id for one in ordered], "fences": [one.fence for one in ordered]}
 
 
-def renew(cursor: Cursor, leases: Iterable[Lease]) -> set[int]:
-    """Have leases last on; return the fences of those that are still held."""
-    return {fence for (fence,) in cursor.execute(_RENEW.encode(), _in_turn(leases))}
+def renew(cursor: Cursor, leases: Iterable[Lease]) -> dict[int, bool]:
+    """Have leases last on; return the fences of those that are still held, and whether they do."""
+    return dict(cursor.execute(_RENEW.encode(), _in_turn(leases)).fetchall())
 
 
 def asked(cursor: Cursor, leases: Iterable[Lease]) -> dict[int, str]:
