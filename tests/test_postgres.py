@@ -1696,6 +1696,7 @@ async def test_close_lets_what_is_called_for_be_done(database: str) -> None:
             async with create_task_group() as tasks:
                 for number in range(50):
                     tasks.start_soon(store_one, number)
+                await wait_all_tasks_blocked()  # trio starts them in any order, and after the next one nobody waits
                 tasks.start_soon(store_of(saver).delete, [f"none {number}" for number in range(9)])
                 await waiting(database, 2)
                 tasks.start_soon(close, saver)
