@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -115,6 +115,25 @@ class World:
                 f"UPDATE async_saver_{table} SET until = clock_timestamp() - interval '1 s' WHERE thread_id = %s",
                 self.thread_id,
             )
+
+    def was_renewed(self) -> bool:
+        """Tell whether the lease was renewed since it was given, as it is when the keeper's thread begins."""
+        row = self.db(
+            "SELECT until - since > interval '30.001 s' FROM async_saver_leases WHERE thread_id = %s", self.thread_id
+        ).fetchone()
+        return row is not None and row[0]
+
+    @contextmanager
+    def in_the_way(self, checkpoint_id: str) -> Iterator[None]:
+        """Have who puts a checkpoint wait in the midst of that, when it has looked at its lease."""
+        with psycopg.connect(direct(self.url)) as blocking:
+            blocking.execute(
+                "INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, checkpoint, metadata)"
+                " VALUES (%s, '', %s, '{}', '{}')",
+                (self.thread_id, checkpoint_id),
+            )
+            yield
+            blocking.rollback()
 
     def state(self) -> list[tuple[str, int]]:
         """The checkpoints that are there, and how many writes each has."""
@@ -288,12 +307,11 @@ def test_a_lease_is_renewed_while_the_event_loop_is_blocked(world: World) -> Non
 
 
 def test_leases_are_renewed_while_what_is_put_with_one_of_them_waits(world: World) -> None:
-    """As somebody has locked a table, to make an index; all are held when that is over."""
+    """For somebody else's transaction; all are held when that is over."""
     holder = world.peer(_RENEW=0.1, _LOOK=0.1)
     session, other = world.enter(holder), f"{world.thread_id}'s neighbour"
     holder.enter(other)
-    with psycopg.connect(direct(world.url)) as blocking:
-        blocking.execute("LOCK TABLE checkpoint_blobs IN SHARE MODE")
+    with world.in_the_way("1"):
         holder.tell("tell", session, order="put", at="1")
         until(lambda: is_blocked(world))
         for _ in range(3):
@@ -465,11 +483,29 @@ def test_who_has_lost_its_lease_while_it_was_stopped_stores_nothing_more(world: 
     assert holder.leave(session)["error"] == "SessionLostError"
 
 
+def test_nobody_takes_over_from_who_has_begun_to_store(world: World) -> None:
+    """Though its lease has run out: the next one enters when that is stored."""
+    former, other = world.peer(), world.peer()
+    session = world.enter(former)
+    until(world.was_renewed)  # else it would be, in a moment
+    world.let_time_pass()
+    with world.in_the_way("1"):
+        former.tell("tell", session, order="put", at="1")
+        until(lambda: is_blocked(world))
+        job = world.come(other)
+        assert other.hears_nothing(job, 1)
+    assert former.hear(session, "done", "failed")["said"] == "done"
+    other.hear(job, "entered")
+    assert world.state() == [("1", 0)]
+
+
 def test_what_is_stored_at_the_moment_of_the_take_over_is_before_it_or_refused(world: World) -> None:
     """The next one sees at its beginning all that the former one ever stores, and all that was acknowledged."""
-    former, other = world.peer(), world.peer(_LOOK=0.02)
+    former, other = world.peer(_RENEW=1000), world.peer(_LOOK=0.02)
     for number in range(8):
         session = world.enter(former)
+        if number == 0:
+            until(world.was_renewed)  # else it would be, in the midst of it
         ids = [f"{number} {step:05}" for step in range(5_000)]
         job = world.come(other, waits=True)
         former.tell("tell", session, order="race", ids=ids)
@@ -518,9 +554,7 @@ async def test_a_role_that_cannot_have_sessions_has_all_else_and_is_told_what_to
         with role(empty, f'"{schema or "public"}"') as url:
             name = urlsplit(url).username
             if has == "no rights to leases":
-                owner.execute(
-                    f"REVOKE ALL ON async_saver_leases, async_saver_waiting, async_saver_undo FROM {name}".encode()
-                )
+                owner.execute(f"REVOKE ALL ON async_saver_undo FROM {name}".encode())
             elif has == "all but one":
                 owner.execute("DROP TABLE async_saver_waiting")
             async with AsyncSaver(store=PostgresStore(url, schema=schema)) as saver:
