@@ -1,12 +1,12 @@
 """What docs/operating.md has people run is run, as it stands there."""
 
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psycopg
 import pytest
 
@@ -112,12 +112,12 @@ async def test_a_backup_is_restored(database: str, options: list[str]) -> None:
         async with saver.session("t"):
             await put(saver, "1")
         name = database.rpartition("/")[2]
-        dump = [programs / "pg_dump", server().over_socket(name), *options]
-        dumped = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+        dump = [str(programs / "pg_dump"), server().over_socket(name), *options]
+        dumped = (await anyio.run_process(dump)).stdout
     with new_database() as restored:
         target = server().over_socket(restored.rpartition("/")[2])
-        restore = [programs / "psql", "--quiet", "--set=ON_ERROR_STOP=1", target]
-        subprocess.run(restore, input=dumped, capture_output=True, text=True, check=True)
+        restore = [str(programs / "psql"), "--quiet", "--set=ON_ERROR_STOP=1", target]
+        await anyio.run_process(restore, input=dumped)
         async with AsyncSaver.from_conn_string(restored) as saver:
             assert await listed(saver, config()) == ["1"]
             async with saver.session("t", multitask_strategy="reject"):
