@@ -647,9 +647,9 @@ def test_nothing_is_left_of_a_store_that_had_sessions(world: World, end: str) ->
     assert "async_saver PostgreSQL leases" in peer.do("threads")["names"]
     peer.leave(session)
     peer.do(end)
-    until(lambda: not peer.do("threads")["names"])
-    if THROUGH is None:
-        until(lambda: connections(world) == 0)
+    until(lambda: not peer.do("threads")["names"], 5)
+    if THROUGH != "pgbouncer":
+        until(lambda: connections(world) == 0, 5)
 
 
 def test_the_thread_ends_that_has_nothing_to_keep(world: World) -> None:
@@ -661,7 +661,7 @@ def test_the_thread_ends_that_has_nothing_to_keep(world: World) -> None:
         assert "async_saver PostgreSQL leases" in peer.do("threads")["names"]
         peer.leave(session)
         until(lambda: "async_saver PostgreSQL leases" not in peer.do("threads")["names"])
-        until(lambda: not listening(world))
+        until(lambda: THROUGH == "pgbouncer" or not listening(world))
 
 
 def test_a_thread_that_was_to_end_and_goes_on_rests_between_its_looks(
@@ -720,7 +720,8 @@ with saver.session("t"):
     else:
         for child in children.values():
             assert os.waitpid(child, 0)[1] == 0
-        assert keeper._cursor.connection.execute("SELECT pg_backend_pid()").fetchone() == (pid,)
+        now = keeper._cursor.connection.execute("SELECT pg_backend_pid()").fetchone()
+        assert now == (pid,) or not keeper._hears  # a pooler has others, too
         assert together(come) == ["busy"]
         saver.put(config("t"), checkpoint("2"), {}, {})
         say("parent")
