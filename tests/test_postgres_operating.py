@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import psycopg
 import pytest
 
 from async_saver import AsyncSaver, SessionLostError
@@ -26,13 +25,15 @@ pytestmark = [
 
 def block(beginning: str) -> str:
     """The one block that begins so."""
-    (found,) = (one for one in _BLOCKS if one.strip().startswith(beginning))
-    return found
+    found: list[str] = [one for one in _BLOCKS if one.strip().startswith(beginning)]
+    assert len(found) == 1
+    return found[0]
 
 
 @contextmanager
 def connected(database: str) -> Iterator[Any]:
     """A connection of somebody who may do anything."""
+    psycopg = pytest.importorskip("psycopg")
     with psycopg.connect(server().over_socket(database.rpartition("/")[2]), autocommit=True) as admin:
         yield admin
 
