@@ -445,7 +445,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
                     )
                 if lease is not None:
                     break
-                held = await self._store.lease(self.thread_id)
+                held = await self._store.lease(self.thread_id) if elsewhere.is_to_look() else None
                 # After the look, as what it has seen may be a successor's.
                 if line.holder is not self or self._interrupted is not None:
                     raise self._interrupted_error()
@@ -652,16 +652,21 @@ class _Elsewhere:
         self._until = anyio.current_time() + waits
         self._asked: Lease | None = None  # the holder that was asked to end
         self._is_waiting = False
+        self._is_late = False  # whether it has waited for long enough
 
     @property
     def has_asked(self) -> bool:
         """Whether there is a holder that was asked to end."""
         return self._asked is not None
 
+    def is_to_look(self) -> bool:
+        """Tell whether it matters who holds it; who only waits need not know before it is late."""
+        self._is_late = anyio.current_time() >= self._until
+        return self._is_late or self._strategy != "enqueue"
+
     async def wait(self, held: Lease | None) -> Lease | None:
         """Wait a while for who holds it; return the lease that may be taken over, if there is one."""
-        now = anyio.current_time()
-        is_late = now >= self._until
+        now, is_late = anyio.current_time(), self._is_late
         if self._strategy == "reject" and held is None and not self._is_waiting:
             self._is_waiting = True
             return None  # it has become free just now, or others come before
@@ -681,7 +686,7 @@ class _Elsewhere:
         elif is_late:
             self._asked = None
             return held
-        await self._store.wait(self._thread_id, _LOOK if is_late else min(self._until - now, _LOOK))
+        await self._store.wait(self._thread_id, _LOOK if is_late else max(min(self._until - now, _LOOK), 0))
         return None
 
     async def leave(self) -> None:

@@ -400,18 +400,18 @@ def test_who_waits_enters_soon_after_the_other_process_has_left(world: World, de
     assert min(latencies) < 0.6
 
 
-def test_processes_take_turns(world: World, tmp_path: Path) -> None:
-    """Neither of two that want a conversation again and again has it many times in a row while the other waits."""
-    options = {"turns": 15, "conversations": 1, "folder": str(tmp_path)}
-    running = [(world.peer(), name) for name in "ab"]
-    for peer, job in [(peer, peer.tell("turns", name=name, **options)) for peer, name in running]:
-        peer.hear(job, "done", seconds=60)
-    had = [line.split()[1] for line in (tmp_path / "t0").read_text().splitlines()]
-    both = "".join(had).strip("a" if had[0] == "a" else "b")
-    both = both.rstrip(both[-1])  # without what either did before the other came, or after it had ended
-    assert "aaaa" not in both
-    assert "bbbb" not in both
-    assert both.count("ab") >= 5
+def test_processes_take_turns(world: World) -> None:
+    """Of two that want a conversation again and again neither has it a second time while the other waits."""
+    holder, other = world.peer(), world.peer()
+    session, waiting = world.enter(holder), world.come(other, waits=True)
+    for _ in range(6):
+        holder.tell("tell", session, order="leave")
+        again = world.come(holder)
+        other.hear(waiting, "entered")
+        holder.hear(session, "left")
+        until(lambda: len(world.queue()) == 1)
+        assert holder.hears_nothing(again)
+        holder, other, session, waiting = other, holder, waiting, again
 
 
 def test_those_who_wait_come_in_the_order_in_which_they_came(world: World) -> None:
