@@ -9,11 +9,10 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from contextvars import ContextVar
 from datetime import datetime, timezone
-from functools import partial
 from itertools import chain
 from types import TracebackType
 from typing import Literal, TypeAlias, get_args
-from weakref import ReferenceType, WeakSet, WeakValueDictionary, finalize, ref
+from weakref import WeakSet, WeakValueDictionary, finalize, ref
 
 import anyio
 from anyio import CancelScope
@@ -433,7 +432,7 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         elsewhere = _Elsewhere(self._store, self.thread_id, self._strategy, self._timeout, self._name(), waits)
         line = self._queue()
         left, undo = line.left, self._strategy == "rollback"
-        told = partial(_interrupt_from_elsewhere, ref(self))
+        told = _Holder(self)
         try:
             while True:
                 # What a holder that was asked to end has stored can be undone once it has; until then it is not to
@@ -625,10 +624,22 @@ class Session(AbstractContextManager["Session"], AbstractAsyncContextManager["Se
         return SessionError(f"a session on thread_id {shown(self.thread_id)} was {how}")
 
 
-def _interrupt_from_elsewhere(session: "ReferenceType[Session]", by: str) -> None:
-    found = session()  # a lease does not keep its session
-    if found is not None:
-        found.interrupt_from_elsewhere(by)
+class _Holder:
+    """What a store knows of a lease's holder: it does not keep that."""
+
+    def __init__(self, session: "Session") -> None:
+        self._session = ref(session)
+
+    def __call__(self, by: str) -> None:
+        """Have it end, as another process asks for that."""
+        if (session := self._session()) is not None:
+            session.interrupt_from_elsewhere(by)
+
+    def is_gone(self) -> bool:
+        """Tell whether what runs it has ended without leaving it."""
+        with guard:
+            session = self._session()
+            return session is not None and session.is_gone()
 
 
 class _Elsewhere:

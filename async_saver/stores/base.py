@@ -209,7 +209,8 @@ class Store(ABC):
                 they deleted does not come back. Where leases run out, likewise of one that this follows, if it was
                 never released.
             on_interrupt: Is called, from any worker thread, with the name of who asks the lease's holder to end, or has
-                taken its place: where that is another process, as the sessions of one process tell each other.
+                taken its place: where that is another process, as the sessions of one process tell each other. Where
+                it has a method `is_gone`, that tells whether the holder has ended and will never release the lease.
 
         Raises:
             SessionError: The store has no leases.

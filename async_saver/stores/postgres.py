@@ -52,8 +52,8 @@ try:
         renew,
     )
     from async_saver.stores.postgres_reads import Get, Place, delta_history, read, read_page, version_text
-    from async_saver.stores.postgres_server import Cursor, Server, error_of, is_of_all
-    from async_saver.stores.postgres_writer import Change, Put, PutWrites, Writer, lock, lock_of
+    from async_saver.stores.postgres_server import Cursor, Server, error_of, is_of_all, lock_of
+    from async_saver.stores.postgres_writer import Change, Put, PutWrites, Writer, lock
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError(
         f"a PostgresStore needs packages that are not installed ({_missing}); run: pip install 'async-saver[postgres]' "
@@ -250,6 +250,7 @@ class PostgresStore(SweptStore):
         for (channel, version), _ in blobs:
             _look_at_key(thread_id, checkpoint_ns, channel, version_text(version))
         lease, is_limited = lease_of(thread_id, leases), self.retention is not None
+        self._engine.keeper.look_after(lease)
         put = Put(thread_id, checkpoint_ns, record, blobs, lease, on_conflict, self._now(), is_limited)
         conflict: bool = await self._engine.write(thread_id, put)
         return conflict
@@ -272,6 +273,7 @@ class PostgresStore(SweptStore):
             if not -_MOST_IDX <= write.idx < _MOST_IDX:
                 raise InvalidValueError(f"idx is a number of 32 bits, not {shown(write.idx)}")
         lease = lease_of(thread_id, leases)
+        self._engine.keeper.look_after(lease)
         work = PutWrites(thread_id, checkpoint_ns, checkpoint_id, writes, lease, self._now())
         await self._engine.write(thread_id, work)
 
@@ -318,8 +320,7 @@ class PostgresStore(SweptStore):
 
     async def renew(self, lease: Lease) -> bool:
         """See `Store.renew`."""
-        renewed: dict[int, bool] = await self._engine.of_leases(lease.thread_id, partial(renew, leases=[lease]))
-        return lease.fence in renewed
+        return bool(await self._engine.of_leases(lease.thread_id, partial(renew, leases=[lease])))
 
     async def release(self, lease: Lease, *, delete: bool = False) -> bool:
         """See `Store.release`. What is left in a fork is still held by the parent, and goes on there."""

@@ -19,8 +19,8 @@ from async_saver.errors import AsyncSaverError
 from async_saver.guard import guard
 from async_saver.records import Lease
 from async_saver.stores.commits import Waiter, wake
-from async_saver.stores.postgres_leases import HeldLease, Release, asked, forget, renew
-from async_saver.stores.postgres_server import Cursor, Server
+from async_saver.stores.postgres_leases import HeldLease, Key, Release, asked, forget, key_of, renew
+from async_saver.stores.postgres_server import Cursor, Server, is_lost
 
 __all__ = ["Keeper"]
 
@@ -35,6 +35,9 @@ _REFRESH = 1.0  # seconds after which a place is asked for again
 _IDLE = 10.0  # seconds after which the thread ends that has nothing to keep
 _MOMENT = 0.005  # seconds between two looks whether the thread has ended
 _FORGET = 3600.0  # seconds between two times that old leases are forgotten
+_APART = 60.0  # seconds after which to connect again where another error came than that of a lost connection
+_CONNECT = 2  # seconds for each host: leases last for 30
+_SETTINGS = ("SET lock_timeout TO '2s'", "SET default_transaction_isolation TO 'read committed'")
 
 
 class _Place:
@@ -66,7 +69,7 @@ class Keeper:
         server: Where they are.
 
     Attributes:
-        leases: Those that somebody has, by fence.
+        leases: Those that somebody has.
         name: Under which this process waits.
     """
 
@@ -77,10 +80,10 @@ class Keeper:
     def forget(self) -> None:
         """Begin anew without the thread, and without leases: in a fork they are the parent's."""
         _inherited.append(getattr(self, "_cursor", None))
-        self._of_parent: frozenset[int] = getattr(self, "_of_parent", frozenset()).union(getattr(self, "_given", ()))
-        self.leases: WeakValueDictionary[int, HeldLease] = WeakValueDictionary()
+        self._of_parent: frozenset[Key] = getattr(self, "_of_parent", frozenset()).union(getattr(self, "_given", ()))
+        self.leases: WeakValueDictionary[Key, HeldLease] = WeakValueDictionary()
         self.name: str = uuid4().hex
-        self._given: dict[int, Lease] = {}  # what leases were, also those that were dropped
+        self._given: dict[Key, Lease] = {}  # what leases were, also those that were dropped
         self._places: dict[str, _Place] = {}
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -97,20 +100,25 @@ class Keeper:
         """Keep a lease, for as long as somebody refers to it."""
         if lease is not None:
             with guard:
-                self.leases[lease.fence] = lease
-                self._given[lease.fence] = Lease(lease.thread_id, lease.fence, lease.owner, lease.since)
+                self.leases[key_of(lease)] = lease
+                self._given[key_of(lease)] = Lease(lease.thread_id, lease.fence, lease.owner, lease.since)
                 self._places.pop(lease.thread_id, None)
             self._start()
 
     def remove(self, lease: Lease) -> None:
         """Keep a lease no longer."""
         with guard:
-            self._given.pop(lease.fence, None)
-            self.leases.pop(lease.fence, None)
+            self._given.pop(key_of(lease), None)
+            self.leases.pop(key_of(lease), None)
+
+    def look_after(self, lease: Lease | None) -> None:
+        """See to it that a lease is kept that is in use, also after `end`."""
+        if lease is not None and self._thread is None and self._given:
+            self._start()
 
     def is_of_parent(self, lease: Lease | None) -> bool:
         """Tell whether a lease was held by the process of which this is a fork, which keeps it."""
-        return lease is not None and lease.fence in self._of_parent
+        return lease is not None and key_of(lease) in self._of_parent
 
     def place(self, thread_id: str) -> "tuple[_Place, bool]":
         """Return this process's place in a conversation's queue; tell whether it is to be asked for, or again."""
@@ -160,11 +168,11 @@ class Keeper:
             await sleep(_MOMENT)
 
     def _start(self) -> None:
-        if self._thread is not None and not self._ends:
+        if _is_there(self._thread) and not self._ends:
             return
         with self._starting, suppress(RuntimeError):  # the interpreter ends, and starts no more threads
             self._ends = False
-            if self._thread is None:
+            if not _is_there(self._thread):
                 thread = threading.Thread(target=self._run, name="async_saver PostgreSQL leases", daemon=True)
                 self._thread = thread
                 try:
@@ -185,7 +193,9 @@ class Keeper:
             while not self._has_ended(until):
                 try:
                     self._keep()
-                except (psycopg.Error, AsyncSaverError):
+                except (psycopg.Error, AsyncSaverError) as exc:
+                    if not is_lost(exc):
+                        self._connects = time.monotonic() + _APART  # what it lacks, those of the store may have
                     self._disconnect()  # and again, by the next one
                 except Exception:
                     _log.exception("what was to be done for the leases of this process has failed, and goes on")
@@ -234,24 +244,26 @@ class Keeper:
             self._listen(self._cursor.connection)
         with guard:
             leases = [*self.leases.values()]
-            dropped = [one for fence, one in self._given.items() if fence not in self.leases]
+            dropped = [one for key, one in self._given.items() if key not in self.leases]
+            leases = [one for one in leases if not one.is_gone()]  # they run out
             for thread_id in [one for one, place in self._places.items() if now > place.used + _PLACE_LASTS]:
                 del self._places[thread_id]
-        for lease in dropped:
-            self._use(Release(self._server, lease, delete=False))
-            self.remove(lease)
         if now >= self._renews:
             held = self._use(partial(renew, leases=leases)) if leases else {}
             self._renews = now + (_RENEW if all(held.values()) else _LOOK)
             for lease in leases:
-                if lease.fence not in held:
+                if key_of(lease) not in held:
                     self._tell(lease, "another one, which has taken its place")
         if now >= self._looks:
             self._looks = now + (_RENEW if self._hears else _LOOK)  # before: what is told meanwhile is newer
             by = self._use(partial(asked, leases=leases))
             for lease in leases:
-                if lease.fence in by:
-                    self._tell(lease, by[lease.fence])
+                if key_of(lease) in by:
+                    self._tell(lease, by[key_of(lease)])
+        for one in dropped:
+            with suppress(psycopg.errors.LockNotAvailable):  # the next time
+                self._use(Release(self._server, one, delete=False))
+                self.remove(one)
         if now >= self._forgets:
             if self._forgets:
                 self._use(forget)
@@ -259,9 +271,9 @@ class Keeper:
 
     def _tell(self, lease: "HeldLease", by: str) -> None:
         """Tell the holder of a lease, once, that it is to end."""
-        told, lease.on_interrupt = lease.on_interrupt, None
-        if told is not None:
-            told(by)
+        if not lease.is_told and lease.on_interrupt is not None:
+            lease.is_told = True
+            lease.on_interrupt(by)
 
     def _use(self, do: "Callable[[Cursor], _T]") -> _T:
         if self._cursor is not None:
@@ -270,8 +282,10 @@ class Keeper:
             return do(cursor)
 
     def _connect(self) -> None:
-        self._cursor = cursor = self._server.cursor_apart()
+        self._cursor = cursor = self._server.cursor_apart(connect_timeout=_CONNECT)
         if not self._server.is_pooled and self._server.channel is not None:
+            for setting in _SETTINGS:
+                cursor.execute(setting)
             cursor.connection.add_notify_handler(lambda one: self._hear(one.payload))
             cursor.execute(f"LISTEN {self._server.channel}".encode())
             self._hears = True
@@ -302,6 +316,11 @@ class Keeper:
         if cursor is not None:
             with suppress(psycopg.Error):
                 cursor.connection.close()
+
+
+def _is_there(thread: threading.Thread | None) -> bool:
+    """Tell whether a thread runs, or is being started."""
+    return thread is not None and (thread.ident is None or thread.is_alive())
 
 
 _inherited: list[object] = []  # cursors whose connections are the parent's: to collect them may end those

@@ -8,7 +8,7 @@ session's. Only what a session replaces or takes away is copied. So what others 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 from psycopg import Rollback
@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from async_saver.records import Lease, WriteRecord
 from async_saver.stores.base import lease_of, lost_error
 from async_saver.stores.postgres_edits import delete, tidy
-from async_saver.stores.postgres_server import Cursor, Server
+from async_saver.stores.postgres_server import LOCKS, Cursor, Server, lock_of
 
 __all__ = [
     "FORMER_BLOBS",
@@ -27,12 +27,14 @@ __all__ = [
     "NOT_HELD",
     "Acquire",
     "HeldLease",
+    "Key",
     "Release",
     "asked",
     "forget",
     "guarded",
     "held",
     "interrupt",
+    "key_of",
     "leave_queue",
     "note_late",
     "queue_up",
@@ -55,23 +57,32 @@ class HeldLease(Lease):
 
     Attributes:
         on_interrupt: Is told who asks for it.
+        is_told: Whether it was.
     """
 
-    __slots__ = ("__weakref__", "on_interrupt")
+    __slots__ = ("__weakref__", "is_told", "on_interrupt")
 
     def __init__(
         self, thread_id: str, fence: int, owner: str, since: float, on_interrupt: Callable[[str], object] | None
     ) -> None:
         super().__init__(thread_id, fence, owner, since)
         self.on_interrupt: Callable[[str], object] | None = on_interrupt
+        self.is_told: bool = False
+
+    def is_gone(self) -> bool:
+        """Tell whether its holder has ended without a release, if that can be told."""
+        is_gone: Callable[[], bool] | None = getattr(self.on_interrupt, "is_gone", None)
+        return is_gone is not None and is_gone()
 
 
 # Being given, and ending. A fence is greater than the one before; it is the number of its transaction, so that it also
 # is where that has been forgotten.
 
 _NEXT_FENCE = "greatest(txid_current(), l.fence + 1)"
+# With the conversation's lock, so that nobody who has looked whether there is a session goes on as if there were none.
 _GIVE = f"""
-WITH before AS (
+WITH taken AS MATERIALIZED (SELECT pg_advisory_xact_lock({LOCKS}, %(lock)s)),
+before AS (
     SELECT FROM async_saver_waiting w WHERE w.thread_id = %(thread_id)s AND w.place <> %(place)s AND w.until > {_NOW}
         AND w.ticket < coalesce((
             SELECT o.ticket FROM async_saver_waiting o WHERE o.thread_id = %(thread_id)s AND o.place = %(place)s
@@ -80,7 +91,7 @@ WITH before AS (
 given AS (
     INSERT INTO async_saver_leases AS l (thread_id, fence, held, owner, holder, since, until)
     SELECT %(thread_id)s, txid_current(), true, %(owner)s, %(holder)s, {_NOW}, {_in(_LASTS)}
-    WHERE %(at_once)s OR NOT EXISTS (SELECT FROM before)
+    WHERE (SELECT count(*) FROM taken) > 0 AND (%(at_once)s OR NOT EXISTS (SELECT FROM before))
     ON CONFLICT (thread_id) DO UPDATE SET fence = {_NEXT_FENCE}, held = true, owner = EXCLUDED.owner,
         holder = EXCLUDED.holder, since = {_NOW}, until = {_in(_LASTS)}, asked = NULL
     WHERE %(at_once)s OR NOT l.held OR l.until < {_NOW} OR l.holder = EXCLUDED.holder
@@ -99,8 +110,8 @@ SELECT fence, held, asked IS NOT NULL, until < {_NOW} FROM async_saver_leases WH
 # Who waits is told. What a session that was asked to end has stored can be undone until another one has the lease.
 _END = f"""
 WITH ended AS (
-    UPDATE async_saver_leases l SET held = false, since = {_NOW}, fence = CASE %(forget)s WHEN true THEN {_NEXT_FENCE}
-        ELSE l.fence END
+    UPDATE async_saver_leases l SET held = false, since = {_NOW}, holder = %(end)s,
+        fence = CASE %(forget)s WHEN true THEN {_NEXT_FENCE} ELSE l.fence END
     WHERE l.thread_id = %(thread_id)s AND l.fence = %(fence)s AND l.held RETURNING asked
 ),
 notes AS (
@@ -113,6 +124,7 @@ told AS (
 )
 SELECT (SELECT count(*) FROM ended), (SELECT count(*) FROM told)
 """
+_ENDED = "SELECT 1 FROM async_saver_leases WHERE thread_id = %s AND holder = %s AND NOT held"
 _HELD = f"""
 SELECT fence, owner, extract(epoch FROM since)::float8 FROM async_saver_leases
 WHERE thread_id = %s AND held AND until > {_NOW}
@@ -143,8 +155,10 @@ class Acquire:
         self.instead_of: Lease | None = instead_of
         self._undo = undo
         self._on_interrupt = on_interrupt
+        self._owner = owner
         # By its holder's name a lease is found again, if the connection was lost as it was given.
-        self._values = {"thread_id": thread_id, "owner": owner, "holder": uuid4().hex, "place": place}
+        who = {"owner": owner, "holder": uuid4().hex, "place": place}
+        self._values = {"thread_id": thread_id, "lock": lock_of(thread_id), **who}
 
     @property
     def is_alone(self) -> bool:
@@ -175,7 +189,7 @@ class Acquire:
         row = cursor.execute(_GIVE.encode(), {**self._values, "at_once": at_once}).fetchone()
         self.given = None
         if row is not None:
-            self.given = HeldLease(self.thread_id, row[0], self._values["owner"], row[1], self._on_interrupt)
+            self.given = HeldLease(self.thread_id, row[0], self._owner, row[1], self._on_interrupt)
         return self.given
 
 
@@ -186,6 +200,7 @@ class Release:
         self._server = server
         self._lease = lease
         self._delete = delete
+        self._end = uuid4().hex  # by which it is found again, if the connection was lost as it was done
         self._is_again = False
 
     def __call__(self, cursor: Cursor) -> bool:
@@ -195,12 +210,11 @@ class Release:
             row = cursor.execute(_LEASE.encode(), (thread_id,)).fetchone()
             if row is not None and row[0] == fence and row[1]:
                 delete(cursor, [thread_id], has_own=True)
-        values = {"thread_id": thread_id, "fence": fence, "forget": self._delete, "channel": self._server.channel}
-        row = cursor.execute(_END.encode(), values).fetchone()
+        values = {"thread_id": thread_id, "fence": fence, "forget": self._delete, "end": self._end}
+        row = cursor.execute(_END.encode(), {**values, "channel": self._server.channel}).fetchone()
         was_held = row is not None and row[0] > 0
-        if not was_held and self._is_again:  # a lost connection may have done it
-            row = cursor.execute(_LEASE.encode(), (thread_id,)).fetchone()
-            was_held = row is not None and row[0] == fence + self._delete
+        if not was_held and self._is_again:
+            was_held = cursor.execute(_ENDED, (thread_id, self._end)).fetchone() is not None
         self._is_again = True
         return was_held
 
@@ -224,14 +238,15 @@ WITH mine AS MATERIALIZED (
 ),
 renewed AS (
     UPDATE async_saver_leases l SET until = {_in(_LASTS)} FROM mine a
-    WHERE l.thread_id = a.thread_id AND l.fence = a.fence AND l.held RETURNING l.fence
+    WHERE l.thread_id = a.thread_id AND l.fence = a.fence AND l.held RETURNING l.thread_id, l.fence
 )
-SELECT a.fence, a.fence IN (SELECT fence FROM renewed) FROM {_MINE} CROSS JOIN LATERAL (
+SELECT a.thread_id, a.fence, (a.thread_id, a.fence) IN (SELECT thread_id, fence FROM renewed)
+FROM {_MINE} CROSS JOIN LATERAL (
     SELECT FROM async_saver_leases l WHERE l.thread_id = a.thread_id AND l.fence = a.fence AND l.held OFFSET 0
 ) l
 """
 _ASKED = f"""
-SELECT a.fence, l.asked FROM {_MINE} CROSS JOIN LATERAL (
+SELECT a.thread_id, a.fence, l.asked FROM {_MINE} CROSS JOIN LATERAL (
     SELECT asked FROM async_saver_leases l WHERE l.thread_id = a.thread_id AND l.fence = a.fence AND l.held
         AND l.asked IS NOT NULL
     OFFSET 0
@@ -245,14 +260,25 @@ def _in_turn(leases: Iterable[Lease]) -> dict[str, Any]:
     return {"thread_ids": [one.thread_id for one in ordered], "fences": [one.fence for one in ordered]}
 
 
-def renew(cursor: Cursor, leases: Iterable[Lease]) -> dict[int, bool]:
-    """Have leases last on; return the fences of those that are still held, and whether they do."""
-    return dict(cursor.execute(_RENEW.encode(), _in_turn(leases)).fetchall())
+Key: TypeAlias = tuple[str, int]
+"""Of a lease: its conversation and its fence."""
 
 
-def asked(cursor: Cursor, leases: Iterable[Lease]) -> dict[int, str]:
+def key_of(lease: Lease) -> Key:
+    """Return what a lease is known by."""
+    return lease.thread_id, lease.fence
+
+
+def renew(cursor: Cursor, leases: Iterable[Lease]) -> dict[Key, bool]:
+    """Have leases last on; return those that are still held, and whether they do."""
+    found = cursor.execute(_RENEW.encode(), _in_turn(leases))
+    return {(thread_id, fence): lasts for thread_id, fence, lasts in found}
+
+
+def asked(cursor: Cursor, leases: Iterable[Lease]) -> dict[Key, str]:
     """Return, for those of some leases whose holder is to end, who asks for that."""
-    return dict(cursor.execute(_ASKED.encode(), _in_turn(leases)).fetchall())
+    found = cursor.execute(_ASKED.encode(), _in_turn(leases))
+    return {(thread_id, fence): by for thread_id, fence, by in found}
 
 
 _QUEUE_UP = f"""
@@ -312,6 +338,10 @@ EXISTS (SELECT FROM async_saver_undo u WHERE u.thread_id = {0}.thread_id AND u.k
     AND u.a = {0}.xmin::text AND u.fence = {1})
 """
 _NOTE = "INSERT INTO async_saver_undo (thread_id, fence, kind, checkpoint_ns, a, b, idx, was, data)"
+# What is none of the session's now, others have put there, since it was noted first.
+_NEWER = """
+ON CONFLICT (thread_id, kind, checkpoint_ns, a, b, idx, fence) DO UPDATE SET was = EXCLUDED.was, data = EXCLUDED.data
+"""
 _CHECKPOINT_WAS = """
 jsonb_build_object('parent', c.parent_checkpoint_id, 'type', c.type, 'checkpoint', c.checkpoint,
     'metadata', c.metadata)
@@ -335,7 +365,7 @@ former_checkpoints AS (
         SELECT {_CHECKPOINT_WAS} AS was FROM checkpoints c WHERE c.thread_id = a.thread_id
             AND c.checkpoint_ns = a.checkpoint_ns AND c.checkpoint_id = a.checkpoint_id
             AND NOT {_OWN_ROW.format("c", "n.fence")} OFFSET 0
-    ) c ON CONFLICT DO NOTHING
+    ) c {_NEWER}
 )
 """
 FORMER_BLOBS = f"""
@@ -345,7 +375,7 @@ former_blobs AS (
         SELECT jsonb_build_object('type', b.type) AS was, b.blob FROM checkpoint_blobs b
         WHERE b.thread_id = a.thread_id AND b.checkpoint_ns = a.checkpoint_ns AND b.channel = a.channel
             AND b.version = a.version AND NOT {_OWN_ROW.format("b", "n.fence")} OFFSET 0
-    ) b ON CONFLICT DO NOTHING
+    ) b {_NEWER}
 )
 """
 FORMER_WRITES = f"""
@@ -356,7 +386,7 @@ former_writes AS (
         SELECT {_WRITE_WAS} AS was, w.blob FROM checkpoint_writes w
         WHERE w.thread_id = a.thread_id AND w.checkpoint_ns = a.checkpoint_ns AND w.checkpoint_id = a.checkpoint_id
             AND w.task_id = a.task_id AND w.idx = a.idx AND NOT {_OWN_ROW.format("w", "n.fence")} OFFSET 0
-    ) w ON CONFLICT DO NOTHING
+    ) w {_NEWER}
 )
 """
 # What changes a conversation as a whole notes all of it.
@@ -365,21 +395,22 @@ _NOTE_ALL = (
     f"""
     {_NOTE} SELECT c.thread_id, %(fence)s, 'c', c.checkpoint_ns, c.checkpoint_id, '', 0, {_CHECKPOINT_WAS}, NULL
     FROM checkpoints c WHERE c.thread_id = %(thread_id)s AND NOT {_OWN_ROW.format("c", "%(fence)s")}
-    ON CONFLICT DO NOTHING
+    {_NEWER}
     """,
     f"""
     {_NOTE} SELECT b.thread_id, %(fence)s, 'b', b.checkpoint_ns, b.channel, b.version, 0,
         jsonb_build_object('type', b.type), b.blob
     FROM checkpoint_blobs b WHERE b.thread_id = %(thread_id)s AND NOT {_OWN_ROW.format("b", "%(fence)s")}
-    ON CONFLICT DO NOTHING
+    {_NEWER}
     """,
     f"""
     {_NOTE} SELECT w.thread_id, %(fence)s, 'w', w.checkpoint_ns, w.checkpoint_id, w.task_id, w.idx, {_WRITE_WAS}, w.blob
     FROM checkpoint_writes w WHERE w.thread_id = %(thread_id)s AND NOT {_OWN_ROW.format("w", "%(fence)s")}
-    ON CONFLICT DO NOTHING
+    {_NEWER}
     """,
 )
 _STANDING = "SELECT fence, held FROM async_saver_leases WHERE thread_id = %s FOR SHARE"
+_LAST_ON = f"UPDATE async_saver_leases SET until = {_in(_LASTS)} WHERE thread_id = %s AND fence = %s AND held"
 _IS_THERE = """
 (EXISTS (SELECT FROM checkpoints c WHERE u.kind = 'c' AND c.thread_id = u.thread_id
     AND c.checkpoint_ns = u.checkpoint_ns AND c.checkpoint_id = u.a)
@@ -409,11 +440,11 @@ def guarded(
         What is wrong with the lease by which one of them would be changed; nothing was, then.
     """
     own: dict[str, int] = {}
-    for thread_id in thread_ids:
+    for thread_id in sorted(thread_ids):  # as all lock them
         lease = lease_of(thread_id, leases)
-        row = None if lease is None else cursor.execute(_STANDING, (thread_id,)).fetchone()
-        if lease is not None and row is not None:
-            if row[0] > lease.fence:
+        if lease is not None:
+            row = cursor.execute(_STANDING, (thread_id,)).fetchone()
+            if row is None or row[0] > lease.fence:
                 return lost_error(lease)
             if row[0] == lease.fence and row[1]:
                 own[thread_id] = lease.fence
@@ -428,6 +459,8 @@ def guarded(
         cursor.execute(_FORGET_FORMER, (others,))
     elif replaced:
         cursor.execute(_FORGET_REPLACED.encode(), (replaced,))
+    for one in own.items():  # which could not be renewed meanwhile
+        cursor.execute(_LAST_ON.encode(), one)
     return None
 
 
@@ -464,7 +497,11 @@ _OF_SESSION = """
     SELECT a FROM async_saver_undo WHERE thread_id = %(thread_id)s AND fence = %(fence)s AND kind = 'x')
 """
 _WAS = "FROM async_saver_undo u WHERE u.thread_id = %(thread_id)s AND u.fence = %(fence)s AND u.kind = "
-_SINCE = "age(c.xmin) < age((%(fence)s::bigint & 4294967295)::text::xid)"  # it was given, by whose number that is
+# After the first of the session's transactions.
+_SINCE = """
+age(c.xmin) < (SELECT max(age(a::xid)) FROM async_saver_undo
+    WHERE thread_id = %(thread_id)s AND fence = %(fence)s AND kind = 'x')
+"""
 _UNDO = (
     f"DELETE FROM async_saver_runs r WHERE {_OF_SESSION.format('r')}",
     f"DELETE FROM checkpoint_writes w WHERE {_OF_SESSION.format('w')}",
@@ -499,6 +536,10 @@ _UNDO = (
     f"""
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
     SELECT u.thread_id, u.checkpoint_ns, u.a, u.b, u.was ->> 'type', u.data {_WAS} 'b' ON CONFLICT DO NOTHING
+    """,
+    f"""
+    INSERT INTO async_saver_threads (thread_id, used)
+    SELECT %(thread_id)s, extract(epoch FROM {_NOW})::float8 ON CONFLICT DO NOTHING
     """,
     "DELETE FROM async_saver_undo WHERE thread_id = %(thread_id)s",
 )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from async_saver.retention import EvictionReason
 from async_saver.stores.postgres_edits import delete, keep_latest
-from async_saver.stores.postgres_leases import NOT_HELD, held
+from async_saver.stores.postgres_leases import NOT_HELD, guarded, held
 from async_saver.stores.postgres_server import Cursor, Server
 from async_saver.stores.postgres_writer import lock
 
@@ -139,6 +139,9 @@ def _not_held(server: Server) -> str:
     return "true" if server.channel is None else NOT_HELD
 
 
+_FORGET_NOTES = "DELETE FROM async_saver_undo WHERE thread_id = ANY(%s)"
+
+
 class Evict(NamedTuple):
     """Lets conversations go that are beyond a limit, some at a time, but those that sessions are on."""
 
@@ -154,6 +157,8 @@ class Evict(NamedTuple):
         gone = _ids(cursor, _STILL[self.reason].replace("{not_held}", not_held), values)
         if gone:
             delete(cursor, gone, has_own=True)
+            if self.server.channel is not None:
+                cursor.execute(_FORGET_NOTES, (gone,))  # of sessions whose leases have run out
         return gone
 
 
@@ -210,6 +215,10 @@ def too_long(cursor: Cursor, keep: int, server: Server) -> list[str]:
 
 def trim(cursor: Cursor, thread_id: str, keep: int, server: Server) -> int:
     """Let go of all but the newest checkpoints of each namespace, unless a session is there; return how many went."""
-    if server.channel is not None and held(cursor, thread_id) is not None:
+    if server.channel is None:
+        return keep_latest(cursor, thread_id, True, keep)
+    if held(cursor, thread_id) is not None:
         return 0
-    return keep_latest(cursor, thread_id, True, keep)
+    gone: list[int] = []
+    guarded(cursor, [thread_id], (), lambda: gone.append(keep_latest(cursor, thread_id, True, keep)), False)
+    return sum(gone)

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache, partial
 from random import uniform
 from typing import Any, TypeAlias
+from zlib import crc32
 
 import psycopg
 from langgraph.checkpoint.postgres.base import MIGRATIONS
@@ -27,7 +28,7 @@ from async_saver.errors import (
 )
 from async_saver.stores.postgres_patience import be_impatient, be_patient, has_ended
 
-__all__ = ["Cursor", "Server", "error_of", "is_busy", "is_lost", "is_of_all"]
+__all__ = ["LEASES", "LOCKS", "Cursor", "Server", "error_of", "is_busy", "is_lost", "is_of_all", "lock_of"]
 
 Cursor: TypeAlias = "psycopg.Cursor[tuple[Any, ...]]"
 
@@ -114,6 +115,16 @@ LEASES = (
 )
 """What makes the tables that sessions need."""
 
+LOCKS = 1635148146
+"""The space of the numbers of advisory locks: "asvr"."""
+_LOCKS = 4096
+
+
+def lock_of(thread_id: str) -> int:
+    """Return the number of the lock that whoever writes to a conversation holds."""
+    return crc32(thread_id.encode()) % _LOCKS
+
+
 # Reads a table, as with that comes what others have made since the transaction began.
 _LOOK = """
 SELECT to_regclass('checkpoint_migrations') IS NOT NULL,
@@ -130,7 +141,7 @@ FROM pg_database WHERE datname = current_database()
 """
 _HAS_SCHEMA = "SELECT to_regnamespace(quote_ident(%s)) FROM pg_database WHERE datname = current_database()"
 _VERSION = "SELECT coalesce(max(v), -1) FROM checkpoint_migrations"
-_ALONE = "SELECT pg_advisory_xact_lock(1635148146, -1)"  # whoever makes tables; conversations have other numbers
+_ALONE = f"SELECT pg_advisory_xact_lock({LOCKS}, -1)"  # whoever makes tables; conversations have other numbers
 _WHO = """
 SELECT pg_backend_pid(), current_setting('default_transaction_isolation'),
     extract(epoch FROM clock_timestamp())::float8
@@ -452,7 +463,7 @@ class Server:
         conninfo, kwargs = (one() if callable(one) else one for one in (conninfo, kwargs))
         return psycopg.connect(conninfo, **{**_with_network(conninfo, kwargs), **options, "autocommit": True})
 
-    def cursor_apart(self) -> Cursor:
+    def cursor_apart(self, **options: Any) -> Cursor:
         """Connect, and return a cursor of what is not of the pool; who asks for it closes its connection."""
         connection = self._connect()
         be_patient(connection, self._give_up)
@@ -575,7 +586,7 @@ class Server:
             cursor.execute(MIGRATIONS[number].replace(" CONCURRENTLY", "").encode())
             cursor.execute("INSERT INTO checkpoint_migrations (v) VALUES (%s)", (number,))
         for statement in (*(() if has_own else _OWN), *LEASES):
-            cursor.execute(statement)
+            cursor.execute(statement.encode())
         self._look(cursor)
 
 

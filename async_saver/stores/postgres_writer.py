@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import psycopg
 from psycopg.adapt import Dumper
@@ -18,15 +17,13 @@ from async_saver.stores.base import OnConflict, lost_error, torn_error
 from async_saver.stores.commits import Call, fail
 from async_saver.stores.postgres_leases import FORMER_BLOBS, FORMER_CHECKPOINTS, FORMER_WRITES, MARKS, note_late
 from async_saver.stores.postgres_reads import HIDDEN, OURS, to_json, version_text
-from async_saver.stores.postgres_server import Cursor, Server, error_of, is_busy, is_lost, is_of_all
+from async_saver.stores.postgres_server import LOCKS, Cursor, Server, error_of, is_busy, is_lost, is_of_all, lock_of
 
-__all__ = ["Change", "Put", "PutWrites", "Writer", "lock", "lock_of"]
+__all__ = ["Change", "Put", "PutWrites", "Writer", "lock"]
 
-_LOCKS = 4096
 _MOST_BYTES = 16 * 1024 * 1024  # of values that are one statement, which the server takes up to a gigabyte of
-_SPACE = 1635148146  # of the numbers of advisory locks: "asvr"
 
-_LOCK = f"SELECT pg_advisory_xact_lock({_SPACE}, n) FROM unnest(%b::int[]) n"
+_LOCK = f"SELECT pg_advisory_xact_lock({LOCKS}, n) FROM unnest(%b::int[]) n"
 
 # A lot of puts is one statement, of those of these parts that it has something for. The locks come first, as each part
 # asks for them; what they are to keep apart needs no newer look at the tables than the statement's own. The arrays are
@@ -91,13 +88,13 @@ _PUT_WITH_LEASES = (
     """,
     f"""
     standing AS MATERIALIZED (
-        SELECT a.thread_id, a.own, l.fence, l.held FROM {_arrays("tl")} a (thread_id, own) CROSS JOIN LATERAL (
+        SELECT a.thread_id, a.own, l.fence, l.held FROM {_arrays("tl")} a (thread_id, own) LEFT JOIN LATERAL (
             SELECT l.fence, l.held FROM async_saver_leases l
             WHERE l.thread_id = a.thread_id AND (SELECT count(*) FROM taken) > 0 FOR SHARE OFFSET 0
-        ) l
+        ) l ON true
     )
     """,
-    "lost AS MATERIALIZED (SELECT thread_id FROM standing WHERE fence > own)",
+    "lost AS MATERIALIZED (SELECT thread_id FROM standing WHERE fence IS NULL OR fence > own)",
     """
     locked AS MATERIALIZED (
         SELECT WHERE (SELECT count(*) FROM taken) > 0 AND (SELECT count(*) FROM lost) = 0
@@ -177,7 +174,7 @@ runs AS (
 _FORGET_RUNS = f"""
 of_runs AS MATERIALIZED (
     SELECT a.* FROM {_arrays("tttti")} a (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-    WHERE (
+    WHERE {_LOCKED} AND (
         SELECT 1 FROM async_saver_runs r WHERE r.thread_id = a.thread_id AND r.checkpoint_ns = a.checkpoint_ns
             AND r.checkpoint_id = a.checkpoint_id AND r.task_id = a.task_id AND r.idx = a.idx) IS NOT NULL
 ),
@@ -251,11 +248,6 @@ class Change(NamedTuple):
     is_safe: bool = True
     is_alone: bool = False
     committed: Callable[[Any], None] | None = None
-
-
-def lock_of(thread_id: str) -> int:
-    """Return the number of the lock that whoever writes to a conversation holds."""
-    return crc32(thread_id.encode()) % _LOCKS
 
 
 def lock(cursor: Cursor, thread_ids: Iterable[str]) -> None:
