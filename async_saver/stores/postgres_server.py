@@ -573,7 +573,7 @@ class Server:
         return version, bool(has_own)
 
     def _make(self, cursor: Cursor) -> None:
-        cursor.execute(_ALONE)
+        cursor.execute(_ALONE.encode())
         if self._schema is not None and _one(cursor.execute(_HAS_SCHEMA, (self._schema,)))[0] is None:
             cursor.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(self._schema)))
         if self._schema is not None:
