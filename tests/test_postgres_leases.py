@@ -1,6 +1,5 @@
 """Defects of leases in PostgreSQL that were found: a test for each."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +56,12 @@ def lasts(admin: Any, thread_id: str = "t") -> float:
     until = "SELECT extract(epoch FROM until)::float8 FROM async_saver_leases WHERE thread_id = %s"
     found: float = admin.execute(until, [thread_id]).fetchone()[0]
     return found
+
+
+async def renewed(admin: Any, thread_id: str = "t") -> None:
+    """Return once a lease has been renewed."""
+    before = lasts(admin, thread_id)
+    await until(lambda: lasts(admin, thread_id) > before)
 
 
 async def test_what_others_store_between_two_writes_of_a_session_comes_back(database: str) -> None:
@@ -126,8 +131,7 @@ async def test_the_same_fence_on_two_conversations_is_two_leases(
         lease, other = await given(store), await given(store, "u")
         assert lease.fence == other.fence == 2_000_000_001
         for one in (lease, other):
-            before = lasts(admin, one.thread_id)
-            await until(lambda one=one, before=before: lasts(admin, one.thread_id) > before)
+            await renewed(admin, one.thread_id)
         # What the session adds and others name stays, whatever its fence is.
         await store.put("t", "", _record("1", None, [("c", "1")]), [(("c", "1"), _blob("value"))], [lease])
         await store.put("t", "", _record("2", None, [("c", "1")]), [])
@@ -146,9 +150,8 @@ async def test_a_lease_in_use_is_renewed_after_close(database: str, monkeypatch:
     lease = await given(store)
     await store.close()
     with looking(database) as admin:
-        before = lasts(admin)
         await store.put("t", "", _record("1"), [], [lease])
-        await until(lambda: lasts(admin) > before)
+        await renewed(admin)
     await store.close()
 
 
@@ -162,9 +165,8 @@ async def test_a_keeper_that_could_not_begin_begins_again(database: str, monkeyp
         lease = await given(store)
         await until(lambda: seen)
     with looking(database) as admin:
-        before = lasts(admin)
         other = await given(store, "u")
-        await until(lambda: lasts(admin) > before)
+        await renewed(admin)
     assert await store.release(lease)
     assert await store.release(other)
     await store.close()
@@ -185,8 +187,7 @@ async def test_what_a_pools_configure_sets_a_keeper_does_without(
 
         store = PostgresStore(database, pool_kwargs={"configure": configure})
         lease = await given(store)
-        before = lasts(admin)
-        await until(lambda: lasts(admin) > before)
+        await renewed(admin)
         assert await store.release(lease)
         await store.close()
 
@@ -207,14 +208,13 @@ async def test_the_lease_of_a_holder_that_is_gone_runs_out(database: str, monkey
     store, holder = PostgresStore(database), Holder()
     lease, other = await given(store, on_interrupt=holder), await given(store, "u", on_interrupt=Holder())
     with looking(database) as admin:
-        before = lasts(admin)
-        await until(lambda: lasts(admin) > before)
+        await renewed(admin)
         holder.gone = True
-        at = time.monotonic()
-        seen, others = 0.0, 0.0
-        while (seen, at) != (lasts(admin), 0.0):  # what was under way has ended, and then the other one is renewed
-            seen, others, at = lasts(admin), lasts(admin, "u"), 0.0
-            await until(lambda: lasts(admin, "u") > others)
+        for _ in range(2):  # what was under way has ended then
+            await renewed(admin, "u")
+        seen = lasts(admin)
+        for _ in range(2):
+            await renewed(admin, "u")
         assert lasts(admin) == seen
     assert await store.release(lease)
     assert await store.release(other)
