@@ -47,7 +47,7 @@ def tests_without_trio(session: nox.Session) -> None:
     # Without those that take long, and look at what happens on a loop and not at which loops there are, or at none.
     loops = ("cancellation", "conflicts", "forks", "interrupts", "leases", "machine", "pace", "store_contract")
     slow = _without(*loops, "agent_server", "history", "serde", "sqlite_faults", "sqlite_files", "sqlite_oracle")
-    slow += _without("retention", "retention_stress", "sessions_across", "sessions_mended")
+    slow += _without("retention", "retention_stress", "sessions_across", "sessions_mended", "transfer")
     slow += ["-k", "not postgres and not uvloop"]
     session.run("python", "-m", "pytest", *slow, *session.posargs)
 
@@ -94,6 +94,6 @@ def coverage(session: nox.Session) -> None:
     session.install("-e", ".[dev]", "coverage[toml]")
     same = _without("agent_server", "cancellation", "interrupts", "leases", "locks", "machine", "sqlite_faults")
     same += _without("forks", "postgres_interop", "retention_stress", "serde", "sessions_across", "sqlite_oracle")
-    same += _without("postgres_faults", "postgres_pgbouncer")
+    same += _without("postgres_faults", "postgres_pgbouncer", "postgres_sessions")
     session.run("coverage", "run", "-m", "pytest", *same, "-k", "not uvloop", *session.posargs)
     session.run("coverage", "report")

@@ -143,7 +143,7 @@ def _machine(backend: str, begin: Callable[[], Trial]) -> Callable[[], RuleBased
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_any_batches_of_concurrent_calls_do_what_the_model_does(new_store: NewStore, backend: str) -> None:
     """Whatever was cancelled or overtaken: each call takes effect at once and in turn, or not at all."""
-    with_settings = settings(max_examples=100 if new_store.kind == "memory" else 40, stateful_step_count=12)
+    with_settings = settings(max_examples=80 if new_store.kind == "memory" else 20, stateful_step_count=12)
     run_state_machine_as_test(_machine(backend, lambda: Trial(new_store)), settings=with_settings)
 
 

@@ -1,7 +1,7 @@
 """What `PostgresStore` survives, on real servers, under load: what was acknowledged is there, and nothing is torn.
 
 Each test under load prints its row of the fault table (`pytest -s`). With the environment variable
-`ASYNC_SAVER_FAULTS=all` there are the long ones, too: a stall of a minute, and 1,000 connections that end, not 50.
+`ASYNC_SAVER_FAULTS=all` there are the long ones, too: a stall of a minute, and 1,000 connections that end, not 25.
 """
 
 import gc
@@ -527,7 +527,7 @@ async def test_a_server_that_restarts_under_load(unsteady: str, other_server: Se
     assert load.longest < 10
 
 
-TERMINATED = 1000 if ALL else 50
+TERMINATED = 1000 if ALL else 25
 
 
 async def run_sessions(saver: AsyncSaver, load: Load) -> None:
