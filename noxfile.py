@@ -95,5 +95,6 @@ def coverage(session: nox.Session) -> None:
     same = _without("agent_server", "cancellation", "interrupts", "leases", "locks", "machine", "sqlite_faults")
     same += _without("forks", "postgres_interop", "retention_stress", "serde", "sessions_across", "sqlite_oracle")
     same += _without("postgres_faults", "postgres_pgbouncer", "postgres_sessions")
+    same += _without("conflicts", "examples", "langgraph", "langgraph_sync", "pace", "sessions_graphs")
     session.run("coverage", "run", "-m", "pytest", *same, "-k", "not uvloop", *session.posargs)
     session.run("coverage", "report")
