@@ -596,5 +596,5 @@ def _note_type(event: SerdeEvent) -> None:
 def _is_here(module: str, name: str) -> bool:
     try:
         return hasattr(importlib.import_module(module), name)
-    except Exception:
+    except Exception:  # whatever the module's own code comes to
         return False
